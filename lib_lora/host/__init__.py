@@ -1,0 +1,1 @@
+"""The sole importer of the webui's own modules."""

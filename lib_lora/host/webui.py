@@ -1,0 +1,108 @@
+"""The AUTOMATIC1111 webui as a Host: its model, its folders, and the model for oneself alone."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib_lora.errors import WrongBaseModel
+from lib_lora.host.builtin import BuiltinLora
+from lib_lora.host.detect import Webui
+from lib_lora.host.guard import unharmed
+from lib_lora.models.ldm_model import LdmModel
+
+log = logging.getLogger(__name__)
+
+
+class WebuiHost:
+    """`ports.Host` over the webui. `restore` takes our own networks out of the model; the owner sets it."""
+
+    def __init__(self, webui: Webui, builtin: BuiltinLora) -> None:
+        self.webui = webui
+        self.builtin = builtin
+        self.restore: Callable[[], None] = lambda: None
+        self._loads: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._model: LdmModel | None = None
+
+    def model(self) -> LdmModel:
+        """The loaded checkpoint. Raises WrongBaseModel if it is of a kind we do not know."""
+        current = self.webui.shared.sd_model
+        generation = self._loads.get(current, 0) if current is not None else 0
+        if self._model is None or self._model.model is not current or self._model.generation != generation:
+            self._model = None
+            self._model = LdmModel(current, generation)
+        self._model.clip_skip = int(self.webui.shared.opts.CLIP_stop_at_last_layers)
+        return self._model
+
+    def model_loaded(self, sd_model: Any) -> None:
+        """Tell that weights were put into `sd_model`, whatever it held before."""
+        self._loads[sd_model] = self._loads.get(sd_model, 0) + 1
+
+    def network_folders(self) -> Sequence[Path]:
+        """`--lora-dir`, where new files go, then the old LyCORIS folder if there is one."""
+        options = self.webui.shared.cmd_opts
+        default = Path(self.webui.paths.models_path) / "Lora"
+        first = Path(getattr(options, "lora_dir", None) or default)
+        first.mkdir(parents=True, exist_ok=True)
+        second = getattr(options, "lyco_dir_backcompat", None)
+        return [first, *([Path(second)] if second and Path(second).is_dir() else [])]
+
+    def data_folder(self) -> Path:
+        """Where the webui keeps what it writes."""
+        return Path(self.webui.paths.data_path)
+
+    def notify(self, message: str) -> None:
+        """Show a message under the webui's progress bar and on its console."""
+        self.webui.shared.state.textinfo = message
+        log.warning("%s", message)
+
+    def exclusive(self, job: Callable[[], Any]) -> Any:
+        """Run `job` alone on the model: queue lock held, no network applied, everything restored and checked after it.
+
+        Raises WrongBaseModel if the model is of another kind or is streamed (--medvram, --lowvram).
+        """
+        shared = self.webui.shared
+        with self.webui.call_queue.queue_lock:
+            shared.state.begin(job="LoRA training")
+            try:
+                model = self.model()
+                if getattr(model.model, "lowvram", False):
+                    raise WrongBaseModel(
+                        "cannot train while --medvram or --lowvram moves parts of the model around; start the webui "
+                        "without that option, or train from the command line: python -m lib_lora train JOB.toml"
+                    )
+                self.builtin.release()
+                self.restore()
+                with self._plain_forward(model.model), unharmed(model.model):
+                    with torch.inference_mode(False), torch.enable_grad():
+                        return job()
+            finally:
+                shared.state.end()
+
+    @contextmanager
+    def _plain_forward(self, sd_model: Any) -> Iterator[None]:
+        """No other UNet, merged tokens, tiles, hypernetworks or wrapping convolutions left over from the last picture.
+
+        The webui sets each of them anew for every picture; only hypernetworks are kept between pictures.
+        """
+        webui = self.webui
+        webui.sd_unet.apply_unet("None")
+        webui.sd_models.apply_token_merging(sd_model, 0)
+        webui.sd_hijack.model_hijack.apply_circular(False)
+        hypertile = getattr(sys.modules.get("hypertile"), "hypertile_hook_model", None)
+        if hypertile is not None:
+            for part in (sd_model.model, sd_model.first_stage_model):
+                hypertile(part, 64, 64, enable=False)
+        hypernetworks = webui.shared.loaded_hypernetworks
+        webui.shared.loaded_hypernetworks = []
+        try:
+            yield
+        finally:
+            webui.shared.loaded_hypernetworks = hypernetworks

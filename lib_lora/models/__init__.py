@@ -1,0 +1,1 @@
+"""Models: the DiffusionModel port over diffusers modules and over ldm modules, and one small sampler."""

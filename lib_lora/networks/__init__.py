@@ -1,0 +1,1 @@
+"""Network types as pure torch algebra: no files, no device policy, no host."""

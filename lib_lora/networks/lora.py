@@ -1,0 +1,121 @@
+"""LoRA and LoCon: `delta = alpha / rank * up @ down`, for Linear and convolutions, with an optional Tucker core.
+
+LoRA: https://arxiv.org/abs/2106.09685; LoCon and the Tucker core: https://arxiv.org/abs/2108.06098 (FedPara, app. B).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lib_lora.errors import ShapeMismatch
+from lib_lora.networks.base import Layer, LayerSpec, Op
+
+UP, DOWN, MID, ALPHA = "lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha"
+
+
+def _as_conv(factor: Tensor) -> Tensor:
+    """A factor as a convolution's weight: (a, b) -> (a, b, 1, 1)."""
+    return factor if factor.ndim == 4 else factor[:, :, None, None]
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """kaiming_uniform(a=sqrt 5), kohya's choice: uniform within 1 / sqrt(fan in). torch 2.1's own takes no generator."""
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+class Lora(Layer):
+    """Two factors, or three with a Tucker core.
+
+    Linear: up (out, rank), down (rank, in). Convolution: up (out, rank, 1, 1), down (rank, in, kh, kw); with a core
+    mid (rank, rank, kh, kw), down is (rank, in, 1, 1) and `delta[o, i] = sum up[o, n] mid[n, m] down[m, i]`.
+    """
+
+    kind = "lora"
+
+    def __init__(self, up: Tensor, down: Tensor, alpha: float | None = None, mid: Tensor | None = None) -> None:
+        super().__init__()
+        core = mid.shape[:2] if mid is not None else (down.shape[0], down.shape[0])
+        if up.ndim < 2 or down.ndim < 2 or (up.shape[1], down.shape[0]) != tuple(core):
+            shapes = [tuple(t.shape) for t in (up, down, mid) if t is not None]
+            raise ShapeMismatch(f"LoRA factors {shapes} do not share a rank; the file is damaged, get it again")
+        self.up = nn.Parameter(up)
+        self.down = nn.Parameter(down)
+        self.mid = nn.Parameter(mid) if mid is not None else None
+        self.rank = int(down.shape[0])
+        # A file without alpha means scale 1.
+        self.alpha = float(self.rank) if alpha is None else float(alpha)
+
+    @classmethod
+    def matches(cls, names: frozenset[str]) -> bool:
+        # Anything more (dora_scale, biases) changes the meaning, so it must not pass for a plain LoRA.
+        return {UP, DOWN} <= names <= {UP, DOWN, MID, ALPHA}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Lora:
+        alpha = float(tensors[ALPHA]) if ALPHA in tensors else None
+        return cls(tensors[UP], tensors[DOWN], alpha, tensors.get(MID))
+
+    @classmethod
+    def init(cls, spec: LayerSpec, generator: torch.Generator | None = None) -> Lora:
+        """A new layer; the option `tucker` puts a core between the factors of a convolution larger than 1x1."""
+        width_out, width_in, *kernel = spec.shape
+        ones = (1,) * len(kernel)
+        mid = None
+        if spec.options.get("tucker") and math.prod(kernel) > 1:
+            down = _uniform((spec.rank, width_in, *ones), generator)
+            mid = _uniform((spec.rank, spec.rank, *kernel), generator)
+        else:
+            down = _uniform((spec.rank, width_in, *kernel), generator)
+        return cls(torch.zeros(width_out, spec.rank, *ones), down, spec.alpha, mid)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        tensors = {UP: self.up.detach(), DOWN: self.down.detach()}
+        if self.mid is not None:
+            tensors[MID] = self.mid.detach()
+        # In float32: an alpha such as rank * sqrt(rank) would be rounded by the file's dtype.
+        return {**tensors, ALPHA: torch.tensor(self.alpha)}
+
+    def delta(self, weight: Tensor) -> Tensor:
+        wide = torch.float64 if torch.float64 in (weight.dtype, self.up.dtype) else torch.float32
+        up, down = self.up.to(wide).flatten(1), self.down.to(wide).flatten(1)
+        if self.mid is None:
+            change = up @ down  # (out, rank) @ (rank, in * kh * kw)
+        else:
+            change = torch.einsum("nmkl,on,mi->oikl", _as_conv(self.mid.to(wide)), up, down)
+        # A 1x1 convolution and a Linear differ in trailing axes only: either kind of factors fits either.
+        if change.shape[0] != weight.shape[0] or change.numel() != weight.numel():
+            raise ShapeMismatch(
+                f"LoRA factors {tuple(self.up.shape)} x {tuple(self.down.shape)} do not fit a weight "
+                f"{tuple(weight.shape)}; the network is for another base model"
+            )
+        return change.reshape(weight.shape) * self.scale
+
+    def branch(self, x: Tensor, op: Op) -> Tensor:
+        up, down = self.up.to(x.dtype), self.down.to(x.dtype)
+        mid = self.mid.to(x.dtype) if self.mid is not None else None
+        if op.kind == "linear":
+            hidden = F.linear(x, down.flatten(1)) * self.scale  # (..., in) -> (..., rank)
+            if mid is not None:
+                hidden = F.linear(hidden, mid.flatten(1))
+            return F.linear(hidden, up.flatten(1))
+        if op.groups != 1:
+            return self._grouped(x, op)
+        use = (op.stride, op.padding, op.dilation)
+        if mid is None:
+            hidden = F.conv2d(x, _as_conv(down), None, *use)
+        else:
+            # Zero padding passes unchanged through the 1x1 `down`, so the core alone carries the geometry.
+            hidden = F.conv2d(F.conv2d(x, _as_conv(down)), _as_conv(mid), None, *use)
+        return F.conv2d(hidden * self.scale, _as_conv(up))
+
+    def _grouped(self, x: Tensor, op: Op) -> Tensor:
+        """Groups mix no channels, low-rank factors do: only the whole delta is exact."""
+        kernel = (self.mid if self.mid is not None else self.down).shape[2:]
+        weight = torch.empty(self.up.shape[0], x.shape[1] // op.groups, *kernel, device="meta")
+        return F.conv2d(x, self.delta(weight).to(x.dtype), None, op.stride, op.padding, op.dilation, op.groups)

@@ -1,0 +1,1 @@
+"""Patching: base weights changed by networks and brought back bit for bit."""

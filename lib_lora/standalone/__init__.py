@@ -1,0 +1,1 @@
+"""The embedded host: Train and Generate without a webui, on any SD1 checkpoint."""

@@ -1,0 +1,1 @@
+"""Training: one engine, from a job to a run folder to a file."""

@@ -1,0 +1,182 @@
+"""The one training loop: a job and a model in, events and a network file out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from lib_lora.errors import Cancelled, LoraError, TrainingFailed
+from lib_lora.ports import DiffusionModel
+from lib_lora.train.attach import attach, frozen
+from lib_lora.train.checkpoint import load_state
+from lib_lora.train.config import JobConfig
+from lib_lora.train.jobs import Event, Run, stamp
+from lib_lora.train.optim import rate_factor, set_rates
+from lib_lora.train.outputs import Outputs
+from lib_lora.train.session import Session, kept_flags, kept_rng, prepare
+
+ETA_MEMORY = 0.9  # how much of the step time's running mean stays at each step
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its folder, the network's file, its steps, and the last step's loss (None if none was left)."""
+
+    folder: Path
+    file: Path
+    steps: int
+    loss: float | None
+
+
+def train(
+    job: JobConfig,
+    model: DiffusionModel,
+    *,
+    on_event: Callable[[Event], object] = lambda event: None,
+    cancel: Callable[[], bool] = lambda: False,
+    resume: Path | str | None = None,
+) -> Result:
+    """Train the network a job describes on `model`, whose weights, flags and hooks are afterwards as before.
+
+    `on_event` gets every event as it is written: "started", "step", "sample", "saved", then "finished", "failed" or
+    "cancelled". `cancel` is asked before every step. `resume` is a run's folder, to go on from its state.
+    Raises BadConfig or BadDataset before the first step, Cancelled, and TrainingFailed naming step and cause.
+    """
+    run = Run.open(resume) if resume is not None else Run.create(job)
+    with ExitStack() as stack:
+        stack.enter_context(run.locked())
+        stack.enter_context(kept_rng())
+        record = stack.enter_context(_Record(run, on_event))
+        stack.enter_context(kept_flags())
+        stack.enter_context(frozen(model, checkpointing=job.training.checkpointing))
+        record.session = session = prepare(job, model)
+        stack.callback(session.accelerator.free_memory)
+        record.outputs = Outputs(session, run, record.send)
+        if run.state.exists():
+            record.step = load_state(run.state, session.layers, session.optimizer)
+        record.started()
+        stack.enter_context(attach(model, session.layers))
+        return _loop(session, record, cancel)
+
+
+def _loop(session: Session, record: _Record, cancel: Callable[[], bool]) -> Result:
+    outputs, plan, loss = record.outputs, session.plan, None
+    assert outputs is not None
+    while record.step < plan.steps:
+        if cancel():
+            raise Cancelled(f"stopped at step {record.step} of {plan.steps}")
+        loss = _step(session, record)
+        record.stepped(loss)
+        outputs.after(record.step)
+    file = outputs.finish(record.step)
+    record.send(stamp("finished", step=record.step, steps=plan.steps, file=str(file)))
+    return Result(record.run.folder, file, record.step, loss)
+
+
+def _step(session: Session, record: _Record) -> float:
+    """One optimizer step; returns its loss."""
+    training, step = session.job.training, record.step
+    record.rate = set_rates(session.optimizer, rate_factor(session.job.optimizer, step, session.plan.steps))
+    visits = session.plan.visits(step)
+    total = torch.zeros((), device=session.device)
+    for start in range(0, len(visits), training.batch_size):
+        loss = session.losses(visits[start : start + training.batch_size]).sum() / len(visits)
+        session.accelerator.backward(loss)
+        total += loss.detach()
+    norm = session.accelerator.clip_grad_norm_(session.parameters(), training.clip or math.inf)
+    value, size = torch.stack([total, norm.to(total)]).tolist()  # the step's one wait for the device
+    if not (math.isfinite(value) and math.isfinite(size)):
+        raise TrainingFailed(
+            f"step {step + 1}: loss = {value}, gradient norm = {size}; lower optimizer.lr "
+            f"(now {session.job.optimizer.lr:g}) or use the base model in float32 or bfloat16"
+        )
+    record.whole = False
+    session.optimizer.step()
+    session.optimizer.zero_grad(set_to_none=True)
+    record.whole = True
+    return float(value)
+
+
+class _Record:
+    """The run's progress and its end: writes events, and on any error saves the state before telling it."""
+
+    def __init__(self, run: Run, on_event: Callable[[Event], object]) -> None:
+        self.run, self.on_event = run, on_event
+        self.session: Session | None = None
+        self.outputs: Outputs | None = None
+        self.step = self.first = 0
+        self.rate = 0.0
+        self.whole = True  # False while the optimizer is halfway through the layers
+        self._clock = time.monotonic()
+        self._pace: float | None = None
+
+    def send(self, event: Event) -> None:
+        """Write an event to the run's folder, then hand it on."""
+        self.run.append(event)
+        self.on_event(event)
+
+    def started(self) -> None:
+        """Tell what is about to be trained."""
+        assert self.session is not None
+        self.first = self.step
+        data, layers = self.session.dataset, self.session.layers
+        facts = {"pictures": len(data.items), "skipped": [item.reason for item in data.skipped], "layers": len(layers)}
+        steps = self.session.plan.steps
+        self.send(stamp("started", folder=str(self.run.folder), step=self.step, steps=steps, **facts))
+        self._clock = time.monotonic()
+
+    def stepped(self, loss: float) -> None:
+        """Count a step and tell its loss and the time left."""
+        assert self.session is not None
+        now, plan = time.monotonic(), self.session.plan
+        took, self._clock = now - self._clock, now
+        self._pace = took if self._pace is None else ETA_MEMORY * self._pace + (1 - ETA_MEMORY) * took
+        self.step += 1
+        eta = round(self._pace * (plan.steps - self.step), 1)
+        facts = {"step": self.step, "steps": plan.steps, "epoch": plan.epoch(self.step)}
+        self.send(stamp("step", **facts, loss=loss, lr=self.rate, eta_s=eta, step_s=round(took, 4)))
+
+    def __enter__(self) -> _Record:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            return
+        steps = self.session.plan.steps if self.session else 0
+        saved = self._save(error)
+        if isinstance(error, Cancelled):
+            message = f"{error}; go on with: --resume ({saved})" if saved else str(error)
+            self.send(stamp("cancelled", step=self.step, steps=steps, message=message))
+            raise Cancelled(message) from None
+        message = str(error) if isinstance(error, LoraError) else _explain(error, self.step + 1)
+        if saved:
+            message += f" (the state after step {self.step} is saved in {saved})"
+        self.send(stamp("failed", step=self.step, steps=steps, message=message))
+        if isinstance(error, TrainingFailed) or (isinstance(error, Exception) and not isinstance(error, LoraError)):
+            raise TrainingFailed(message) from error
+
+    def _save(self, error: BaseException) -> Path | None:
+        if self.outputs is None or not self.whole or (self.step == self.first and not isinstance(error, Cancelled)):
+            return None
+        if isinstance(error, OSError):  # the disk is the trouble: the last state stays what it is
+            return None
+        if isinstance(error, Cancelled):
+            self.outputs.keep_network(self.step)
+        return self.outputs.keep_state(self.step)
+
+
+def _explain(error: BaseException, step: int) -> str:
+    cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower():
+        advice = "lower training.batch_size or data.resolution, or set training.checkpointing = true, and resume"
+        return f"out of memory at step {step} ({cause}); {advice}"
+    return f"step {step} ended with {type(error).__name__}: {cause}; see the log for where, then resume the run"

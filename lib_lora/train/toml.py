@@ -1,0 +1,56 @@
+"""TOML in and out: the reader Python has, and a writer for the plain values a job is made of."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lib_lora.errors import BadConfig
+
+READERS = ("tomllib", "tomli", "toml")  # the standard library's from Python 3.11 on; the webui brings the others
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises BadConfig if it is missing or not TOML."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadConfig(f"job file {str(path)!r} does not exist; give the path of a .toml file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadConfig(f"job file {str(path)!r} cannot be read ({error}); give the path of a .toml file") from None
+    try:
+        return dict(_reader().loads(text))
+    except ValueError as error:
+        raise BadConfig(f"{str(path)!r} is not valid TOML: {error}; correct that line") from None
+
+
+def dump_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Tables of plain values as TOML; None is left out."""
+    parts = []
+    for name, table in tables.items():
+        lines = [f"{key} = {_value(value)}" for key, value in table.items() if value is not None]
+        parts.append("\n".join([f"[{name}]", *lines]) + "\n")
+    return "\n".join(parts)
+
+
+def _reader() -> Any:
+    for name in READERS:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+    raise BadConfig("no TOML reader among " + ", ".join(READERS) + "; install one with: pip install tomli")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, except that TOML also forbids a bare DEL and pairs of surrogates
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    return repr(value)
