@@ -63,9 +63,7 @@ def tiny_model(make_tiny: Callable[[int], DiffusersModel]) -> DiffusersModel:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: DiffusersModel, clip_folder: Path
-) -> Path:
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_model: DiffusersModel, clip_folder: Path) -> Path:
     """The tiny model as a CompVis-keyed float32 .safetensors with its .yaml beside it."""
     from safetensors.torch import save_file
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lib_lora.errors import BadFile, ShapeMismatch, UnknownFormat
-from lib_lora.files.tensors import read_header, read_tensors, write_tensors
+from lib_lora.files.tensors import Header, tensor_reader, torch_dtype, write_tensors
 from lib_lora.keys import formats, kohya, versions
 from lib_lora.keys.layer_key import TE1, UNET, LayerKey
 from lib_lora.networks import registry
@@ -21,28 +21,47 @@ def read_network(path: str | Path, name: str | None = None) -> Network:
     """Read a network file. `name` defaults to the file's stem.
 
     Tensors that nobody understands, or whose shapes contradict each other, are listed in `Network.unknown`; the
-    rest is read. A file for a base model we do not know the layers of gives a network without layers in `unknown`
-    names: ask `base_version`. Raises BadFile (unreadable, NaN or inf), UnknownFormat (no network at all).
+    rest is read. A file for a base model whose layers we do not know gives a network with unknown names only: ask
+    `base_version`. Raises BadFile (unreadable, NaN or inf), UnknownFormat (no network at all).
     """
     path = Path(path)
-    header = read_header(path)
+    with tensor_reader(path) as (header, read):
+        network = _network(path, header, read)
+    return Network(name or path.stem, network.layers, network.metadata, network.unknown, network.dialect)
+
+
+def read_outline(path: str | Path) -> Network:
+    """Like `read_network`, from the header alone: factors are on the meta device, only the alphas are read."""
+    path = Path(path)
+    with tensor_reader(path) as (header, read):
+
+        def outline(name: str) -> Tensor:
+            info = header.tensors[name]
+            dtype = torch_dtype(info.dtype)
+            alone = len(info.shape) == 0 or dtype is None  # dtype None: let the reader name the fault
+            return read(name) if alone else torch.empty(info.shape, dtype=dtype, device="meta")
+
+        return _network(path, header, outline)
+
+
+def _network(path: Path, header: Header, read: Callable[[str], Tensor]) -> Network:
     reading = formats.place(header.shapes(), header.metadata)
     if not reading.layers and versions.by_names(reading.unknown) is None:
         raise UnknownFormat(
             f"{path} holds no network layer that is recognised; its {len(header.tensors)} tensors look like "
             f"{', '.join(map(repr, list(header.tensors)[:3])) or 'nothing'}; choose a LoRA / LyCORIS file"
         )
-    tensors = read_tensors(path, [file for names in reading.layers.values() for file in names.values()])
     layers: dict[LayerKey, Layer] = {}
     unknown = list(reading.unknown)
     for key, names in reading.layers.items():
-        layer = _layer({tensor: tensors[file] for tensor, file in names.items()})
+        tensors = {tensor: read(file) for tensor, file in names.items()}
+        layer = _layer(tensors)
         if layer is None:
             unknown += names.values()
             continue
         _refuse_nan(path, names, tensors)
         layers[key] = layer
-    return Network(name or path.stem, layers, dict(header.metadata), tuple(unknown), reading.dialect)
+    return Network(path.stem, layers, dict(header.metadata), tuple(unknown), reading.dialect)
 
 
 def write_network(
@@ -51,9 +70,10 @@ def write_network(
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a network in kohya's naming, atomically. `metadata` defaults to the network's own, `dtype` to each tensor's.
+    """Write a network in kohya's naming, atomically.
 
-    Equal networks give equal bytes. Raises BadFile if the file cannot be written.
+    `metadata` defaults to the network's own, `dtype` to each tensor's. Equal networks give
+    equal bytes. Raises BadFile if the file cannot be written.
     """
     write_tensors(path, network_tensors(network, dtype), network.metadata if metadata is None else metadata)
 
@@ -101,8 +121,11 @@ def _layer(tensors: Mapping[str, Tensor]) -> Layer | None:
 
 
 def _refuse_nan(path: Path, names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    for file_name in names.values():
-        tensor = tensors[file_name]
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            continue
         wide = tensor if tensor.element_size() > 1 else tensor.float()  # fp8 has no isfinite
         if not bool(torch.isfinite(wide).all()):
-            raise BadFile(f"{path} holds NaN or infinite numbers in {file_name!r}: its training failed; use another file")
+            raise BadFile(
+                f"{path} holds NaN or infinite numbers in {names[name]!r}: its training failed; use another file"
+            )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from lib_lora.errors import BadFile
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 MAX_HEADER = 100_000_000  # safetensors' own limit
@@ -83,10 +84,25 @@ def read_tensors(path: str | Path, names: Sequence[str] | None = None) -> dict[s
 
     Raises BadFile naming file and fault.
     """
+    with tensor_reader(path) as (header, read):
+        return {name: read(name) for name in (header.tensors if names is None else names)}
+
+
+@contextlib.contextmanager
+def tensor_reader(path: str | Path) -> Iterator[tuple[Header, Callable[[str], Tensor]]]:
+    """The header and a function that reads one tensor by name, while the file is open. Raises BadFile."""
     path = Path(path)
     header = read_header(path)
     with _reading(path) as file:
-        return {name: _read(path, file, header, name) for name in (header.tensors if names is None else names)}
+        yield header, lambda name: _read(path, file, header, name)
+
+
+def torch_dtype(name: str) -> torch.dtype | None:
+    """The torch dtype of a file's dtype name, or None if this torch has none."""
+    import torch
+
+    dtype: torch.dtype | None = getattr(torch, _TORCH_NAMES.get(name, ""), None)
+    return dtype
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -173,7 +189,7 @@ def _info(path: Path, name: str, entry: Any, available: int) -> TensorInfo:
         numbers = [*shape, begin, end]
     except (TypeError, KeyError, ValueError) as error:
         raise _bad(path, f"its header entry {name!r} lacks dtype, shape or data_offsets") from error
-    if dtype not in _BITS:
+    if not isinstance(dtype, str) or dtype not in _BITS:
         raise _bad(path, f"tensor {name!r} has the unknown dtype {dtype!r}")
     if not all(type(n) is int and n >= 0 for n in numbers):
         raise _bad(path, f"tensor {name!r} has an impossible shape or place {numbers}")
@@ -189,7 +205,7 @@ def _read(path: Path, file: BinaryIO, header: Header, name: str) -> Tensor:
     import torch
 
     info = header.tensors[name]
-    dtype = getattr(torch, _TORCH_NAMES.get(info.dtype, ""), None)
+    dtype = torch_dtype(info.dtype)
     if dtype is None:
         raise _bad(path, f"this torch has no dtype for {info.dtype!r} of tensor {name!r}")
     raw = bytearray(info.nbytes)
@@ -200,11 +216,9 @@ def _read(path: Path, file: BinaryIO, header: Header, name: str) -> Tensor:
     return flat.reshape(info.shape)
 
 
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[BinaryIO]:
+def _reading(path: Path) -> BinaryIO:
     try:
-        with open(path, "rb") as file:
-            yield file
+        return open(path, "rb")  # noqa: SIM115 - every caller is a with statement
     except OSError as error:
         raise BadFile(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
 

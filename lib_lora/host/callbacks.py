@@ -46,7 +46,7 @@ class Lorakit:
 
     def new_files(self) -> None:
         """Make files that were just written usable by tag and card."""
-        self.library.rescan()
+        self.library.scan()
         self.builtin.rescan()
 
     def unload(self) -> None:

@@ -75,4 +75,6 @@ def backend_flags() -> Iterator[None]:
     finally:
         for owner, name, value in flags:
             setattr(owner, name, value)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        if now != (deterministic, warn_only):  # the call imports torch's compiler, seconds of work: not for nothing
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

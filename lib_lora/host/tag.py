@@ -36,18 +36,21 @@ class LoraTag:
         except WrongBaseModel as error:
             self._hand_over(p, params_list, error)
             return
+        requests: list[NetworkRequest] = []
         try:
             requests = self._requests(p, params_list)
             report = self.runtime.activate(model, requests)
             for line in filter(None, report.summary().splitlines()):
                 p.comment(line)
+            if report.networks:
+                p.extra_generation_params["LoRA layers"] = "; ".join(net.line() for net in report.networks)
             self._add_hashes(p, requests)
         except Exception as error:  # the webui would swallow it: the user would see a picture without the network
             self.runtime.deactivate()
             p.comment(f"no network was applied: {error}")
             if not isinstance(error, LoraError):
                 log.exception("applying networks failed")
-        self._drop_stale_texts(p, model.base_identity())
+        self._drop_stale_texts(p, (model.base_identity(), *map(self._file_of, requests)))
 
     def deactivate(self, p: Any) -> None:
         """Nothing to do: the next picture's `activate` decides what the model carries."""
@@ -98,9 +101,15 @@ class LoraTag:
         if p.lora_hashes:
             p.extra_generation_params["Lora hashes"] = ", ".join(f"{k}: {v}" for k, v in p.lora_hashes.items())
 
-    def _drop_stale_texts(self, p: Any, identity: str) -> None:
+    def _file_of(self, request: NetworkRequest) -> object:
+        """What a request means at the moment: its file's time and size change when it is trained again."""
+        try:
+            return request, self.runtime.library.find(request.name)
+        except LoraError:
+            return request, None
+
+    def _drop_stale_texts(self, p: Any, applied: object) -> None:
         """Forget cached text states if the text encoder changed: the webui's key has the tag, not the file's content."""
-        applied = (identity, self.runtime.state())
         if applied == self._applied:
             return
         self._applied = applied

@@ -14,7 +14,9 @@ _PARTS = {"unet.": UNET, "text_encoder.": TE1, "text_encoder_2.": TE2, "diffusio
 _FACTORS = {"A": "lora_down.weight", "B": "lora_up.weight"}
 # path . tensor, most special first.
 _PEFT = re.compile(r"(?P<path>.+)\.lora_(?P<factor>[AB])(?:\.[^.]+)?\.weight")
-_PROCESSOR = re.compile(r"(?P<path>.+?)\.(?:processor\.)?(?P<proj>to_q|to_k|to_v|to_out)_lora\.(?P<factor>up|down)\.weight")
+_PROCESSOR = re.compile(
+    r"(?P<path>.+?)\.(?:processor\.)?(?P<proj>to_q|to_k|to_v|to_out)_lora\.(?P<factor>up|down)\.weight"
+)
 _LINEAR_LAYER = re.compile(r"(?P<path>.+)\.(?:lora_linear_layer|lora)\.(?P<factor>up|down)\.weight")
 _TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _KNOWN_UNET = frozenset(unet.unet_paths())
@@ -39,13 +41,9 @@ def _split(name: str) -> tuple[str, str, str] | None:
 
 
 def _key(path: str) -> LayerKey | None:
-    for prefix, part in _PARTS.items():
-        if path.startswith(prefix):
-            path = path[len(prefix) :]
-            break
-    else:
-        part = TE1 if path.startswith("text_model.") else UNET
-    path = path.removeprefix(_WRAPPER)
+    prefix = next((prefix for prefix in _PARTS if path.startswith(prefix)), "")
+    part = _PARTS[prefix] if prefix else TE1 if path.startswith("text_model.") else UNET
+    path = path[len(prefix) :].removeprefix(_WRAPPER)
     if part == UNET:
         path = unet.LDM_TO_DIFFUSERS.get(path, path)
         return LayerKey(part, path) if path in _KNOWN_UNET else None

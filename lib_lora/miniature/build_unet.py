@@ -27,16 +27,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training: picture size in pixels, pictures drawn, batch, steps, peak learning rate."""
+    """One stretch of training: picture size in pixels, pictures drawn, batch, steps and peak learning rate.
+
+    The rate falls over `steps`; `last` is the step to end at, earlier if the next phase is to begin at a high rate.
+    """
 
     size: int
     pictures: int
     batch: int
     steps: int
     rate: float
+    last: int
 
 
-PHASES = (Phase(64, 12000, 64, 2600, 1e-3), Phase(128, 7000, 32, 2600, 7e-4))
+PHASES = (Phase(64, 12000, 64, 2600, 1e-3, last=900), Phase(128, 7000, 32, 3000, 8e-4, last=3000))
 
 
 def schedule() -> Tensor:
@@ -107,7 +111,7 @@ def run_phase(folder: Path, phase: Phase, unet: Any, average: Average, seed: int
         optimizer, phase.rate, phase.steps, pct_start=0.05, div_factor=10, final_div_factor=10
     )
     order, recent, began = batches(len(scenes), phase.batch, rng), [], time.monotonic()
-    for step in range(1, phase.steps + 1):
+    for step in range(1, phase.last + 1):
         rows = next(order)
         texts = ["" if rng.random() < 0.1 else caption(scenes[i], rng) for i in rows]
         with torch.no_grad():
@@ -134,10 +138,14 @@ def run_phase(folder: Path, phase: Phase, unet: Any, average: Average, seed: int
 
 
 def train_unet(folder: Path, seed: int, phases: tuple[Phase, ...] = PHASES) -> None:
-    """All phases in turn; leaves `folder/unet.pt`."""
+    """All phases in turn, each from the average of the one before; leaves `folder/unet.pt`."""
     torch.manual_seed(seed)
     unet = new_unet()
-    average = Average(unet)
     for number, phase in enumerate(phases):
-        run_phase(folder, phase, unet, average, seed + number)
-    torch.save(average.module.state_dict(), folder / "unet.pt")
+        done = folder / f"unet-{number}.pt"
+        if not done.exists():
+            average = Average(unet)
+            run_phase(folder, phase, unet, average, seed + number)
+            torch.save(average.module.state_dict(), done)
+        unet.load_state_dict(torch.load(done, weights_only=True))
+    torch.save(unet.state_dict(), folder / "unet.pt")

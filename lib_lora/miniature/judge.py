@@ -14,7 +14,7 @@ from lib_lora.miniature.scenes import COLOURS, PLAIN_BACKGROUNDS, Scene
 from lib_lora.miniature.stencils import SHAPES
 
 MIN_OVERLAP = 0.62  # intersection over union below which a silhouette is no known shape
-MIN_AREA = 0.015  # of the picture
+MIN_AREA, MAX_AREA = 0.015, 0.7  # of the picture
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def judge(image: Image.Image) -> Verdict:
     pixels = np.asarray(image.convert("RGB"))
     mask, ground = plain_mask(pixels)
     background = nearest_name(ground, PLAIN_BACKGROUNDS)
-    if mask.mean() < MIN_AREA:
+    if not MIN_AREA <= mask.mean() <= MAX_AREA:
         return Verdict("", "", background, 0.0)
     names, templates = _templates()
     seen = silhouette(mask)

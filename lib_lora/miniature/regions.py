@@ -51,17 +51,33 @@ def largest_patch(mask: np.ndarray) -> np.ndarray:
     """The connected patch of True (4-neighbours, gaps of one pixel closed) with the most pixels."""
     left, best, size = grow(mask), np.zeros_like(mask), 0
     while left.any() and left.sum() > size:
-        patch = np.zeros_like(mask)
-        patch.flat[int(left.argmax())] = True
-        while True:
-            wider = grow(patch) & left
-            if (wider == patch).all():
-                break
-            patch = wider
+        patch = fill(left, int(left.argmax()))
         if patch.sum() > size:
             best, size = patch, int(patch.sum())
         left = left & ~patch
     return best & mask
+
+
+def fill(mask: np.ndarray, seed: int) -> np.ndarray:
+    """The 4-connected patch of `mask` that holds flat index `seed`: whole runs of rows and columns at a time."""
+    rows, columns = runs(mask), runs(mask.T).T
+    patch = np.zeros_like(mask)
+    patch.flat[seed] = True
+    size = 0
+    while patch.sum() > size:
+        size = int(patch.sum())
+        for ids in (rows, columns):
+            reached = np.zeros(int(ids.max()) + 1, bool)
+            reached[ids[patch]] = True
+            patch = mask & reached[ids]
+    return patch
+
+
+def runs(mask: np.ndarray) -> np.ndarray:
+    """(H, W) a number for each horizontal run of True, counted from 1; meaningless where `mask` is False."""
+    starts = mask.copy()
+    starts[:, 1:] &= ~mask[:, :-1]
+    return starts.cumsum().reshape(mask.shape)
 
 
 def grow(mask: np.ndarray) -> np.ndarray:

@@ -58,7 +58,8 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix.lower() == ".safetensors":
         try:
             with safe_open(str(path), "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+                names = file.keys()  # a safetensors file is no mapping and cannot be iterated over
+                return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
         except (SafetensorError, OSError) as error:
             raise BadFile(f"{path.name} cannot be read as safetensors ({error}); download it again") from error
     try:
@@ -128,7 +129,9 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     missing = sorted(parameters - state.keys())
     if missing or wrong:
         first = (wrong + [f"{name} is missing" for name in missing])[0]
-        raise BadFile(f"{what}: {len(missing)} tensors missing, {len(wrong)} misshapen, first {first}; get a whole file")
+        raise BadFile(
+            f"{what}: {len(missing)} tensors missing, {len(wrong)} misshapen, first {first}; get a whole file"
+        )
     unexpected = [name for name in tensors if name not in expected and not name.endswith("position_ids")]
     if unexpected:
         log.warning("%s: %d tensors not used, first %s", what, len(unexpected), unexpected[0])

@@ -24,7 +24,7 @@ def _as_conv(factor: Tensor) -> Tensor:
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """kaiming_uniform(a=sqrt 5), kohya's choice: uniform within 1 / sqrt(fan in). torch 2.1's own takes no generator."""
+    """kaiming_uniform(a=sqrt 5), kohya's choice: within 1 / sqrt(fan in). torch 2.1's own takes no generator."""
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
@@ -58,7 +58,11 @@ class Lora(Layer):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Lora:
-        alpha = float(tensors[ALPHA]) if ALPHA in tensors else None
+        alpha = None
+        if ALPHA in tensors:
+            if tensors[ALPHA].numel() != 1:
+                raise ShapeMismatch(f"alpha has {tensors[ALPHA].numel()} numbers instead of 1; get the file again")
+            alpha = float(tensors[ALPHA])
         return cls(tensors[UP], tensors[DOWN], alpha, tensors.get(MID))
 
     @classmethod
@@ -106,12 +110,11 @@ class Lora(Layer):
             return F.linear(hidden, up.flatten(1))
         if op.groups != 1:
             return self._grouped(x, op)
-        use = (op.stride, op.padding, op.dilation)
-        if mid is None:
-            hidden = F.conv2d(x, _as_conv(down), None, *use)
-        else:
+        spatial = _as_conv(down)
+        if mid is not None:
             # Zero padding passes unchanged through the 1x1 `down`, so the core alone carries the geometry.
-            hidden = F.conv2d(F.conv2d(x, _as_conv(down)), _as_conv(mid), None, *use)
+            x, spatial = F.conv2d(x, spatial), _as_conv(mid)
+        hidden = F.conv2d(x, spatial, None, op.stride, op.padding, op.dilation)
         return F.conv2d(hidden * self.scale, _as_conv(up))
 
     def _grouped(self, x: Tensor, op: Op) -> Tensor:

@@ -27,7 +27,7 @@ BLOCK_CLASSES = ("BasicTransformerBlock", "ResnetBlock2D")  # what one checkpoin
 
 
 def target_keys(model: DiffusionModel, network: NetworkSection) -> list[LayerKey]:
-    """The layers a network of this kind is trained on, sorted. Raises BadConfig if the model has none of a chosen part."""
+    """The layers a network of this kind is trained on, sorted. Raises BadConfig if a chosen part has none."""
     wanted = []
     for part, chosen in (("unet", network.train_unet), ("te", network.train_text_encoder)):
         keys = [
@@ -57,7 +57,7 @@ def new_layers(model: DiffusionModel, network: NetworkSection, generator: torch.
 
 @contextmanager
 def attach(model: DiffusionModel, layers: Layers) -> Iterator[None]:
-    """Add every layer's branch to its module's output until the block ends. Raises BadConfig for a layer without module."""
+    """Add every layer's branch to its module's output until the block ends. Raises BadConfig if a module is missing."""
     modules = model.modules_by_key()
     missing = sorted(str(key) for key in layers if key not in modules)
     if missing:

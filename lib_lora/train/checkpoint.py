@@ -1,34 +1,29 @@
-"""What a run leaves behind: the network's file, and the state from which it goes on bit for bit."""
+"""The state of a run, from which it goes on bit for bit."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib_lora.errors import BadConfig, BadFile
+from lib_lora.files.tensors import read_header, read_tensors, write_tensors
 from lib_lora.train.attach import Layers
 
 LAYER, OPTIMIZER = "layer", "optimizer"
 
 
 def save_state(path: Path, layers: Layers, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write layers, optimizer and step as one safetensors file, atomically.
+    """Write layers, optimizer and step as one safetensors file, atomically. Raises BadFile if it cannot be written.
 
     Nothing else is needed: order, noise, timesteps and learning rate are functions of the seed and the step.
     """
-    from safetensors.torch import save
-
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = dict(_parameters(layers))
     plain: dict[str, Any] = {}
-    for key, layer in layers.items():
-        for name, parameter in layer.named_parameters():
-            tensors[f"{LAYER}/{key}/{name}"] = parameter
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             where = f"{OPTIMIZER}/{index}/{name}"
@@ -36,11 +31,7 @@ def save_state(path: Path, layers: Layers, optimizer: torch.optim.Optimizer, ste
                 tensors[where] = value
             else:
                 plain[where] = value
-    # cloned: safetensors refuses tensors that share memory, as 8-bit optimizers' tables do
-    owned = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
-    write_atomic(path, save(owned, {"step": str(step), "plain": json.dumps(plain)}))
+    write_tensors(path, tensors, {"step": str(step), "plain": json.dumps(plain)})
 
 
 def load_state(path: Path, layers: Layers, optimizer: torch.optim.Optimizer) -> int:
@@ -48,15 +39,11 @@ def load_state(path: Path, layers: Layers, optimizer: torch.optim.Optimizer) -> 
 
     Raises BadFile if the file is damaged, BadConfig if the job's layers are others than the state's.
     """
-    from safetensors import SafetensorError, safe_open
-
+    about, tensors = read_header(path).metadata, read_tensors(path)
     try:
-        with safe_open(str(path), "pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
         step, plain = int(about["step"]), json.loads(about["plain"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise BadFile(f"state {str(path)!r} cannot be read ({error}); remove it to start this run anew") from error
+    except (KeyError, ValueError) as error:
+        raise BadFile(f"{str(path)!r} is not a run's state ({error!r}); remove it to start this run anew") from error
     _fill_layers(path, layers, tensors)
     values: dict[int, dict[str, Any]] = {}
     for where, value in {**tensors, **plain}.items():
@@ -68,25 +55,12 @@ def load_state(path: Path, layers: Layers, optimizer: torch.optim.Optimizer) -> 
     return step
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Put `data` at `path` so that at any moment either the old or the whole new file is there."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def _parameters(layers: Layers) -> dict[str, nn.Parameter]:
+    return {f"{LAYER}/{key}/{name}": p for key, layer in layers.items() for name, p in layer.named_parameters()}
 
 
 def _fill_layers(path: Path, layers: Layers, tensors: Mapping[str, Tensor]) -> None:
-    wanted = {
-        f"{LAYER}/{key}/{name}": parameter
-        for key, layer in layers.items()
-        for name, parameter in layer.named_parameters()
-    }
+    wanted = _parameters(layers)
     found = {name: tensor for name, tensor in tensors.items() if name.startswith(LAYER + "/")}
     if {n: tuple(p.shape) for n, p in wanted.items()} != {n: tuple(t.shape) for n, t in found.items()}:
         raise BadConfig(

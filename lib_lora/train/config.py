@@ -151,7 +151,7 @@ def find(key: str) -> Setting:
         return known[0]
     if known:
         raise BadConfig(f"setting {key!r} is in several sections; write one of {', '.join(i.key for i in known)}")
-    section, _, name = key.rpartition(".")
+    section = key.rpartition(".")[0]
     options = sorted(i.key for i in fields() if not section or i.section == section) or list(SECTIONS)
     raise BadConfig(f"setting {key!r} is unknown; known are {', '.join(options)}")
 

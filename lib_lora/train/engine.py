@@ -12,7 +12,7 @@ from types import TracebackType
 
 import torch
 
-from lib_lora.errors import Cancelled, LoraError, TrainingFailed
+from lib_lora.errors import BadFile, Cancelled, LoraError, TrainingFailed
 from lib_lora.ports import DiffusionModel
 from lib_lora.train.attach import attach, frozen
 from lib_lora.train.checkpoint import load_state
@@ -167,7 +167,7 @@ class _Record:
     def _save(self, error: BaseException) -> Path | None:
         if self.outputs is None or not self.whole or (self.step == self.first and not isinstance(error, Cancelled)):
             return None
-        if isinstance(error, OSError):  # the disk is the trouble: the last state stays what it is
+        if isinstance(error, (OSError, BadFile)):  # the disk is the trouble: the last state stays what it is
             return None
         if isinstance(error, Cancelled):
             self.outputs.keep_network(self.step)

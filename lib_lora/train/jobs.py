@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lib_lora.errors import BadConfig
+from lib_lora.files.tensors import atomic_file
 from lib_lora.train.config import JobConfig, dump_job, load_job
 
 Event = dict[str, Any]
@@ -47,7 +48,7 @@ class Run:
 
     @classmethod
     def create(cls, job: JobConfig) -> Run:
-        """A new folder `<output.folder>/<output.name>`, with -2, -3, ... if taken. Raises BadConfig if it cannot be made."""
+        """A new folder `<output.folder>/<output.name>`, with -2, -3, ... if taken. Raises BadConfig if impossible."""
         parent = Path(job.output.folder).expanduser()
         number = 1
         while True:
@@ -84,9 +85,8 @@ class Run:
 
     def write_job(self, job: JobConfig) -> None:
         """Write job.toml, atomically."""
-        part = self.folder / (JOB + ".part")
-        part.write_text(dump_job(job), encoding="utf-8")
-        os.replace(part, self.folder / JOB)
+        with atomic_file(self.folder / JOB) as file:
+            file.write(dump_job(job).encode())
 
     @contextmanager
     def locked(self) -> Iterator[None]:

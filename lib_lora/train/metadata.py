@@ -1,70 +1,61 @@
-"""What a trained file says about itself: kohya's ss_* names and modelspec, all strings, all from the job.
+"""What a trained file says about itself, from the job alone.
 
 Times of day are left out on purpose: equal jobs give equal files. The run's events.jsonl has them.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 from lib_lora import __version__
+from lib_lora.files.metadata import TrainingRecord
 from lib_lora.ports import DiffusionModel
 from lib_lora.train.captions import Dataset
 from lib_lora.train.config import JobConfig
 
-VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-ARCHITECTURES = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base"}
+OPTIMIZER_NAMES = {"adamw": "AdamW", "adamw8bit": "AdamW8bit"}
 
 
-def metadata_of(job: JobConfig, model: DiffusionModel, dataset: Dataset, step: int) -> dict[str, str]:
-    """The metadata of the network after `step` steps."""
+def prediction_of(job: JobConfig, model: DiffusionModel) -> str:
+    """ "epsilon" or "v_prediction": what the job says, or else the model."""
+    return model.prediction_type if job.base.prediction == "auto" else job.base.prediction
+
+
+def record_of(job: JobConfig, model: DiffusionModel, dataset: Dataset, step: int) -> TrainingRecord:
+    """The record of the network after `step` steps."""
     network, optimizer, training, data = job.network, job.optimizer, job.training, job.data
-    v_prediction = job.base.prediction == "v_prediction" or (
-        job.base.prediction == "auto" and model.prediction_type == "v_prediction"
+    return TrainingRecord(
+        output_name=job.output.name,
+        rank=network.rank,
+        alpha=network.alpha,
+        base_version=model.version,
+        v_prediction=prediction_of(job, model) == "v_prediction",
+        network_args=_conv_args(job),
+        sd_model_name=Path(job.base.checkpoint).name or model.name,
+        seed=training.seed,
+        steps=step,
+        max_train_steps=0 if training.epochs else training.steps,
+        epoch=step * training.batch_size * training.accumulation // len(dataset.visits()),
+        num_epochs=training.epochs or 0,
+        learning_rate=optimizer.lr,
+        unet_lr=optimizer.lr if network.train_unet else None,
+        text_encoder_lr=optimizer.te_lr if network.train_text_encoder else None,
+        lr_scheduler=optimizer.schedule,
+        lr_warmup_steps=optimizer.warmup_steps,
+        optimizer=OPTIMIZER_NAMES[optimizer.name],
+        batch_size_per_device=training.batch_size,
+        gradient_accumulation_steps=training.accumulation,
+        gradient_checkpointing=training.checkpointing,
+        min_snr_gamma=training.min_snr_gamma or None,
+        noise_offset=training.offset_noise or None,
+        resolution=(data.resolution, data.resolution),
+        num_train_images=len(dataset.visits()),
+        dataset_dirs=_folders(dataset),
+        tag_frequency=tag_frequency(dataset),
+        training_comment=f"trained with sd-webui-lorakit {__version__}",
+        trigger_phrase=" ".join(f"{data.trigger} {data.class_word}".split()),
     )
-    version = VERSIONS.get(model.version, model.version)
-    facts: dict[str, object] = {
-        "ss_v2": model.version == "sd2",
-        "ss_base_model_version": version + ("_v" if v_prediction and model.version == "sd2" else ""),
-        "ss_sd_model_name": Path(job.base.checkpoint).name or model.name,
-        "ss_output_name": job.output.name,
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": network.rank,
-        "ss_network_alpha": network.alpha,
-        "ss_network_args": _conv_args(job),
-        "ss_learning_rate": optimizer.lr,
-        "ss_unet_lr": optimizer.lr if network.train_unet else None,
-        "ss_text_encoder_lr": optimizer.te_lr if network.train_text_encoder else None,
-        "ss_optimizer": optimizer.name,
-        "ss_lr_scheduler": optimizer.schedule,
-        "ss_lr_warmup_steps": optimizer.warmup_steps,
-        "ss_steps": step,
-        "ss_max_train_steps": None if training.epochs else training.steps,
-        "ss_num_epochs": training.epochs,
-        "ss_batch_size_per_device": training.batch_size,
-        "ss_gradient_accumulation_steps": training.accumulation,
-        "ss_gradient_checkpointing": training.checkpointing,
-        "ss_max_grad_norm": training.clip,
-        "ss_min_snr_gamma": training.min_snr_gamma or None,
-        "ss_noise_offset": training.offset_noise or None,
-        "ss_seed": training.seed,
-        "ss_resolution": f"({data.resolution}, {data.resolution})",
-        "ss_num_train_images": len(dataset.visits()),
-        "ss_random_crop": data.crop == "random",
-        "ss_flip_aug": data.flip,
-        "ss_tag_frequency": tag_frequency(dataset),
-        "ss_training_comment": f"trained with sd-webui-lorakit {__version__}",
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.title": job.output.name,
-        "modelspec.architecture": ARCHITECTURES.get(model.version, model.version) + "/lora",
-        "modelspec.implementation": "https://github.com/CompVis/stable-diffusion",
-        "modelspec.prediction_type": "v" if v_prediction else "epsilon",
-        "modelspec.resolution": f"{data.resolution}x{data.resolution}",
-        "modelspec.trigger_phrase": " ".join(f"{data.trigger} {data.class_word}".split()) or None,
-    }
-    return {name: _text(value) for name, value in facts.items() if value is not None}
 
 
 def tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:
@@ -76,11 +67,15 @@ def tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:
     return {folder: dict(sorted(counter.items())) for folder, counter in sorted(counts.items())}
 
 
-def _conv_args(job: JobConfig) -> dict[str, object] | None:
+def _folders(dataset: Dataset) -> dict[str, dict[str, int]]:
+    folders: dict[str, dict[str, int]] = {}
+    for item in dataset.items:
+        about = folders.setdefault(item.path.parent.name, {"n_repeats": item.repeats, "img_count": 0})
+        about["img_count"] += 1
+    return folders
+
+
+def _conv_args(job: JobConfig) -> dict[str, object]:
     if job.network.type != "locon":
-        return None
+        return {}
     return {"conv_dim": job.network.conv_rank, "conv_alpha": job.network.conv_alpha}
-
-
-def _text(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True) if isinstance(value, dict) else str(value)

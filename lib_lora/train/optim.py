@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ Groups = list[dict[str, Any]]
 
 
 def parameter_groups(layers: Layers, section: OptimizerSection) -> Groups:
-    """One group per part, each with its own rate, in the layers' sorted order; `base_lr` is the rate before the schedule."""
+    """One group per part with its own rate, layers sorted; `base_lr` is the rate before the schedule."""
     groups: Groups = []
     for unet, rate in ((True, section.lr), (False, section.te_lr)):
         chosen = [p for key in sorted(layers) if (key.part == UNET) == unet for p in layers[key].parameters()]
@@ -41,9 +41,10 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
 
 
 def rate_factor(section: OptimizerSection, step: int, steps: int) -> float:
-    """The factor on the base rate at `step`, counted from 0, of a run of `steps`: a pure function, so resuming is exact.
+    """The factor on the base rate at `step`, counted from 0, of a run of `steps`.
 
-    Warmup rises to 1 in equal parts over `warmup_steps`, beginning above 0 so that no step is wasted.
+    A pure function, so resuming is exact. Warmup rises to 1 in equal parts over `warmup_steps`, beginning above 0
+    so that no step is wasted.
     """
     if step < section.warmup_steps:
         return (step + 1) / (section.warmup_steps + 1)
@@ -80,8 +81,3 @@ OPTIMIZERS: Mapping[str, Callable[[Groups, Mapping[str, Any]], torch.optim.Optim
     "adamw8bit": _adamw8bit,
 }
 SCHEDULES: Mapping[str, Callable[[float], float]] = {"constant": _constant, "cosine": _cosine}
-
-
-def all_parameters(groups: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
-    """Every parameter of these groups, in order."""
-    return [parameter for group in groups for parameter in group["params"]]

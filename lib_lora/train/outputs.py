@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from lib_lora.files.codec import write_network
+from lib_lora.files.codec import network_tensors, write_network
+from lib_lora.files.metadata import add_hashes, build_metadata
+from lib_lora.files.tensors import atomic_file
 from lib_lora.networks.network import Network
 from lib_lora.train.checkpoint import save_state
 from lib_lora.train.jobs import Event, Run, stamp
-from lib_lora.train.metadata import metadata_of
+from lib_lora.train.metadata import record_of
 from lib_lora.train.session import Session, kept_rng
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -41,12 +42,9 @@ class Outputs:
         self.keep_state(step)
         if not self._output.network_folder:
             return made
-        folder = Path(self._output.network_folder).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        target = folder / made.name
-        part = folder / f".{made.name}.part"
-        shutil.copyfile(made, part)
-        part.replace(target)
+        target = Path(self._output.network_folder).expanduser() / made.name
+        with atomic_file(target) as file:
+            file.write(made.read_bytes())
         return target
 
     def keep_network(self, step: int) -> Path:
@@ -82,9 +80,10 @@ class Outputs:
     def _write(self, path: Path, step: int) -> Path:
         session = self._session
         layers = {key: session.layers[key] for key in sorted(session.layers)}
-        metadata = metadata_of(session.job, session.model, session.dataset, step)
-        network = Network(self._output.name, layers, metadata)
-        write_network(path, network, metadata, DTYPES[self._output.dtype])
+        dtype = DTYPES[self._output.dtype]
+        network = Network(self._output.name, layers)
+        record = build_metadata(record_of(session.job, session.model, session.dataset, step))
+        write_network(path, network, add_hashes(record, network_tensors(network, dtype)), dtype)
         self._send(stamp("saved", step=step, path=str(path)))
         return path
 

@@ -19,6 +19,7 @@ from lib_lora.train.attach import new_layers
 from lib_lora.train.captions import Dataset, read_dataset
 from lib_lora.train.config import JobConfig
 from lib_lora.train.latents import Latents, TextStates, Visit
+from lib_lora.train.metadata import prediction_of
 from lib_lora.train.objective import Objective, draw
 from lib_lora.train.optim import make_optimizer, parameter_groups
 from lib_lora.train.plan import Plan
@@ -68,7 +69,6 @@ def prepare(job: JobConfig, model: DiffusionModel) -> Session:
     dataset = read_dataset(job.data)
     layers = new_layers(model, job.network, keyed.generator(job.training.seed, "layers"))
     optimizer = make_optimizer(job.optimizer, parameter_groups(layers, job.optimizer))
-    prediction = model.prediction_type if job.base.prediction == "auto" else job.base.prediction
     captions = [item.caption for item in dataset.items]
     return Session(
         job=job,
@@ -77,7 +77,7 @@ def prepare(job: JobConfig, model: DiffusionModel) -> Session:
         latents=Latents(model, dataset, job.data, job.training.seed),
         texts=TextStates(model, captions, trained=job.network.train_text_encoder),
         layers=layers,
-        objective=Objective(model.alphas_cumprod(), prediction, job.training.min_snr_gamma),
+        objective=Objective(model.alphas_cumprod(), prediction_of(job, model), job.training.min_snr_gamma),
         optimizer=accelerator.prepare_optimizer(optimizer, device_placement=False),
         accelerator=accelerator,
         plan=Plan(dataset.visits(), job.training),

@@ -62,11 +62,11 @@ class Setting:
             return None
         if self.type is float and type(value) is int:
             value = float(value)
-        if self.type is tuple and isinstance(value, list):
-            value = tuple(value)
-        right_type = type(value) is self.type and not (
-            self.type is tuple and any(not isinstance(item, str) for item in value)
-        )
+        if self.type is tuple:
+            right_type = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+            value = tuple(value) if right_type else value
+        else:
+            right_type = type(value) is self.type
         if not right_type or not self._in_range(value):
             raise BadConfig(f"{self.key} = {value!r} is not accepted; give {self.accepted()}")
         return value
@@ -93,11 +93,11 @@ class Setting:
             raise BadConfig(f"{self.key} = {text!r} is not accepted; give {self.accepted()}") from None
 
 
-def settings_of(section: str, cls: type) -> Iterator[Setting]:
+def settings_of(section: str, cls: Any) -> Iterator[Setting]:
     """The settings a section's dataclass declares, in their order."""
     hints = typing.get_type_hints(cls)
     for item in dataclasses.fields(cls):
         kinds = [kind for kind in typing.get_args(hints[item.name]) if kind is not type(None)]
-        optional = type(None) in typing.get_args(hints[item.name])
+        optional = len(kinds) < len(typing.get_args(hints[item.name]))
         base = kinds[0] if optional else typing.get_origin(hints[item.name]) or hints[item.name]
         yield Setting(section, item.name, base, item.default, optional=optional, **item.metadata)

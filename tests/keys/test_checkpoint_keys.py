@@ -118,7 +118,10 @@ def test_tables_invert(part: str) -> None:
     ("name", "expected"),
     [
         ("model.diffusion_model.out.2.bias", (LayerKey("unet", "conv_out"), "bias")),
-        ("first_stage_model.decoder.up.3.block.0.conv1.weight", (LayerKey("vae", "decoder.up_blocks.0.resnets.0.conv1"), "weight")),
+        (
+            "first_stage_model.decoder.up.3.block.0.conv1.weight",
+            (LayerKey("vae", "decoder.up_blocks.0.resnets.0.conv1"), "weight"),
+        ),
         (
             "cond_stage_model.transformer.text_model.final_layer_norm.weight",
             (LayerKey("te1", "text_model.final_layer_norm"), "weight"),

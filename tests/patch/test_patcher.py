@@ -74,7 +74,9 @@ def network_for(model: Bare, seed: int, paths: Sequence[str] = ("lin", "conv", "
         if name.path in paths:
             weight = module.weight
             assert isinstance(weight, Tensor)
-            layers[name] = random_lora(weight.shape, 2 + i % 2, seed * 10 + i, tucker=name.path == "conv" and seed % 2 == 1)
+            layers[name] = random_lora(
+                weight.shape, 2 + i % 2, seed * 10 + i, tucker=name.path == "conv" and seed % 2 == 1
+            )
     return Network(f"net{seed}", layers)
 
 

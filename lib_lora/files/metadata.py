@@ -1,0 +1,159 @@
+"""What a network file says about itself: the ss_*, sshs_* and modelspec records, and the hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lib_lora.errors import BadFile
+from lib_lora.files.tensors import TensorInfo, file_dtype, layout, read_header, tensor_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BASE = {
+    ("sd1", False): "sd_v1",
+    ("sd1", True): "sd_v1",
+    ("sd2", False): "sd_v2",
+    ("sd2", True): "sd_v2_v",
+    ("sdxl", False): "sdxl_base_v1-0",
+    ("sdxl", True): "sdxl_base_v1-0",
+}
+_ARCHITECTURE = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base"}
+_BLOCK = 1 << 20
+LEGACY_START, LEGACY_LENGTH = 0x100000, 0x10000
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What is known of a training run. Times in seconds since 1970; sizes in pixels as (width, height)."""
+
+    output_name: str
+    rank: int
+    alpha: float
+    base_version: str = "sd1"
+    v_prediction: bool = False
+    network_module: str = "networks.lora"
+    network_args: Mapping[str, object] = field(default_factory=dict)
+    sd_model_name: str = ""
+    sd_model_hash: str = ""
+    new_sd_model_hash: str = ""
+    clip_skip: int = 1
+    seed: int = 0
+    steps: int = 0
+    max_train_steps: int = 0
+    epoch: int = 0
+    num_epochs: int = 0
+    learning_rate: float = 0.0
+    unet_lr: float | None = None
+    text_encoder_lr: float | None = None
+    lr_scheduler: str = "constant"
+    lr_warmup_steps: int = 0
+    optimizer: str = "AdamW"
+    batch_size_per_device: int = 1
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    mixed_precision: str = "no"
+    min_snr_gamma: float | None = None
+    noise_offset: float | None = None
+    resolution: tuple[int, int] = (512, 512)
+    num_train_images: int = 0
+    num_reg_images: int = 0
+    bucket_info: Mapping[str, Any] = field(default_factory=dict)
+    dataset_dirs: Mapping[str, Any] = field(default_factory=dict)
+    tag_frequency: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    training_started_at: float | None = None
+    training_finished_at: float | None = None
+    training_comment: str = ""
+    title: str = ""
+    trigger_phrase: str = ""
+    thumbnail: str = ""  # a data: URL
+
+
+_NOT_SS = ("base_version", "v_prediction", "rank", "alpha", "title", "trigger_phrase", "thumbnail")
+
+
+def build_metadata(record: TrainingRecord) -> dict[str, str]:
+    """The `ss_*` and `modelspec.*` fields of a file, all strings, sorted. Unknown (None or "") fields are left out."""
+    fields = {f"ss_{name}": getattr(record, name) for name in record.__dataclass_fields__ if name not in _NOT_SS}
+    fields |= {
+        "ss_network_dim": record.rank,
+        "ss_network_alpha": record.alpha,
+        "ss_v2": record.base_version == "sd2",
+        "ss_base_model_version": _BASE.get((record.base_version, record.v_prediction), record.base_version),
+        "ss_resolution": "({}, {})".format(*record.resolution),
+    }
+    fields |= _modelspec(record)
+    return {name: _text(value) for name, value in sorted(fields.items()) if value is not None and value != ""}
+
+
+def add_hashes(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """`metadata` with kohya's `sshs_model_hash` and `sshs_legacy_hash` for a file of these tensors."""
+    infos = {name: TensorInfo(file_dtype(t.dtype), tuple(t.shape)) for name, t in tensors.items()}
+    order, head = layout(infos, {k: v for k, v in metadata.items() if k.startswith("ss_")})
+    whole, legacy = hashlib.sha256(), io.BytesIO(head)
+    legacy.seek(0, io.SEEK_END)
+    for name in order:
+        data = tensor_bytes(tensors[name])
+        whole.update(data)
+        # Only this window is hashed; holding more of a large file would be waste.
+        room = LEGACY_START + LEGACY_LENGTH - legacy.tell()
+        legacy.write(data[: max(0, room)])
+    window = legacy.getvalue()[LEGACY_START : LEGACY_START + LEGACY_LENGTH]
+    hashes = {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": hashlib.sha256(window).hexdigest()[:8]}
+    return dict(sorted({**metadata, **hashes}.items()))
+
+
+def addnet_hash(path: str | Path) -> str:
+    """The webui's hash of a network file: sha256 of all bytes after the header. Raises BadFile."""
+    return _sha256(path, read_header(path).data_start)
+
+
+def file_hash(path: str | Path) -> str:
+    """sha256 of a whole file, by which sites find it. Raises BadFile."""
+    return _sha256(path, 0)
+
+
+def _sha256(path: str | Path, start: int) -> str:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise BadFile(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
+    return digest.hexdigest()
+
+
+def _modelspec(record: TrainingRecord) -> dict[str, Any]:
+    """Stability AI's model metadata standard, version 1.0.1, for a LoRA."""
+    width, height = record.resolution
+    xl = record.base_version == "sdxl"
+    fields = {
+        "sai_model_spec": "1.0.1",
+        "architecture": f"{_ARCHITECTURE.get(record.base_version, record.base_version)}/lora",
+        "implementation": "https://github.com/Stability-AI/generative-models" if xl else "diffusers",
+        "title": record.title or record.output_name,
+        "resolution": f"{width}x{height}",
+        "prediction_type": "v" if record.v_prediction else "epsilon",
+        "trigger_phrase": record.trigger_phrase,
+        "thumbnail": record.thumbnail,
+        "encoder_layer": str(record.clip_skip),
+    }
+    if record.training_finished_at is not None:
+        moment = datetime.fromtimestamp(record.training_finished_at, tz=timezone.utc)
+        fields["date"] = moment.isoformat(timespec="seconds")
+    return {f"modelspec.{name}": value for name, value in fields.items()}
+
+
+def _text(value: object) -> str:
+    """As kohya writes values: str() of scalars, JSON of anything nested."""
+    nested = isinstance(value, Mapping) or (isinstance(value, Iterable) and not isinstance(value, str))
+    return json.dumps(value, ensure_ascii=False, sort_keys=True) if nested else str(value)

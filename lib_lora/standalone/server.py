@@ -1,0 +1,110 @@
+"""The page without a webui: Generate and Train on 127.0.0.1, sharing one loaded model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lib_lora.errors import BadConfig
+from lib_lora.files.library import NetworkLibrary
+from lib_lora.models.checkpoint import load_checkpoint
+from lib_lora.models.sample import SampleRequest, sample
+from lib_lora.patch.report import PatchReport
+from lib_lora.prompt import extract
+from lib_lora.runtime import Runtime
+from lib_lora.train.config import JobConfig
+from lib_lora.train.engine import train
+from lib_lora.ui.generate_tab import Drawn, Picture
+from lib_lora.ui.service import BackgroundService, Event
+
+ADDRESS = "127.0.0.1"
+MINIATURE_SIDE, SD1_SIDE = 128, 512  # pixels
+
+
+class Standalone:
+    """One model, its networks and its trainer. Whoever uses the model holds `lock`."""
+
+    def __init__(self, checkpoint: Path | None, networks: Path, runs: Path) -> None:
+        import torch
+
+        from lib_lora.miniature.place import checkpoint_path
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        path = checkpoint or checkpoint_path()
+        self.model = load_checkpoint(path, device=device)
+        self.side = MINIATURE_SIDE if checkpoint is None else SD1_SIDE
+        self.folder, self.runs = networks, runs
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.runtime = Runtime(NetworkLibrary([self.folder]))
+        self.lock = threading.Lock()
+        self.trainer = BackgroundService(self.train, lambda: self.model.name, self.defaults)
+
+    def defaults(self) -> Mapping[str, Any]:
+        """Settings of this host, laid over every preset."""
+        return {
+            "data.resolution": self.side,
+            "output.folder": str(self.runs),
+            "output.network_folder": str(self.folder),
+            "output.sample_every": 50,
+        }
+
+    def train(self, job: JobConfig, on_event: Callable[[Event], None], cancel: Callable[[], bool]) -> Path:
+        """Run a job to its end on the shared model; the new file."""
+        with self.lock:
+            self.runtime.deactivate()
+            return train(job, self.model, on_event=on_event, cancel=cancel).file
+
+    def generate(self, picture: Picture) -> Drawn:
+        """See `GenerateService.generate`."""
+        text, requests = extract(picture.prompt)
+        request = SampleRequest(
+            prompts=[text],
+            negative=picture.negative,
+            seed=picture.seed,
+            steps=picture.steps,
+            cfg=picture.cfg,
+            width=picture.size,
+            height=picture.size,
+            batch=picture.batch,
+        )
+        if not self.lock.acquire(timeout=0.5):
+            raise BadConfig(f"the model is busy ({self.trainer.status().state}); wait for training to end or cancel it")
+        try:
+            report: PatchReport = self.runtime.activate(self.model, requests)
+            try:
+                pictures = sample(self.model, request)
+            finally:
+                self.runtime.deactivate()
+        finally:
+            self.lock.release()
+        return Drawn(pictures, report.summary(), report.complete)
+
+    def networks(self) -> list[str]:
+        """The names that can be written in a tag."""
+        return NetworkLibrary([self.folder]).names()  # one of its own: drawing may use the other at this moment
+
+    def usual_size(self) -> int:
+        """The side in pixels that the loaded model draws best."""
+        return self.side
+
+
+def serve(
+    port: int,
+    checkpoint: Path | None = None,
+    networks: Path = Path("outputs/networks"),
+    runs: Path = Path("outputs/runs"),
+    *,
+    block: bool = True,
+) -> tuple[Standalone, Any]:
+    """Serve the page on 127.0.0.1:`port`, until interrupted if `block`; the program and the gradio page.
+
+    Raises BadConfig for a port that is taken, BadFile for a checkpoint that cannot be read.
+    """
+    from lib_lora.ui.page import build, launch
+
+    program = Standalone(checkpoint, networks, runs)
+    page = build(program, program.trainer, program.model.name)
+    launch(page, ADDRESS, port, block)
+    return program, page

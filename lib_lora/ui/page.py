@@ -1,0 +1,48 @@
+"""The standalone page: Generate and Train as tabs of one gradio page, served without any other machine."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any
+
+from lib_lora.errors import BadConfig
+from lib_lora.ui import generate_tab, train_tab
+from lib_lora.ui.compat import api_argument, js_argument, page_script, page_style
+from lib_lora.ui.generate_tab import GenerateService
+from lib_lora.ui.service import TrainService
+
+TITLE = "LoRA kit"
+
+
+def build(generator: GenerateService, trainer: TrainService, base: str) -> Any:
+    """The page as `gr.Blocks`."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+    import gradio as gr
+
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    looks = {"theme": theme, "css": page_style()}
+    known = inspect.signature(gr.Blocks.__init__).parameters
+    with gr.Blocks(title=TITLE, **(looks if "css" in known else {})) as page:
+        gr.Markdown(f"# {TITLE}\nModel: `{base.replace('`', '')}`")
+        with gr.Tabs():
+            with gr.Tab("Generate"):
+                generate_tab.add(generator)
+            with gr.Tab("Train", elem_id="lorakit_train_tab"):
+                train_tab.add(trainer)
+        page.load(None, [], [], queue=False, **api_argument(page.load, None), **js_argument(page.load, page_script()))
+    page.lorakit_looks = {} if "css" in known else looks
+    return page
+
+
+def launch(page: Any, address: str, port: int, block: bool) -> None:
+    """Serve the page; until interrupted if `block`. Raises BadConfig for a port that cannot be used."""
+    options: dict[str, Any] = {"server_name": address, "server_port": port, "share": False, "inbrowser": False}
+    options |= page.lorakit_looks
+    known = inspect.signature(page.launch).parameters
+    if "show_api" in known:
+        options["show_api"] = False
+    try:
+        page.launch(**options, prevent_thread_lock=not block, quiet=not block)
+    except OSError as error:
+        raise BadConfig(f"port {port} on {address} cannot be used ({error}); give another with --port") from error

@@ -1,0 +1,135 @@
+"""The standalone page on a real port with a tiny model: trained, listed, applied and refused over HTTP."""
+
+from __future__ import annotations
+
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lib_lora.errors import BadConfig
+from lib_lora.standalone.server import ADDRESS, Standalone, serve
+from lib_lora.ui.generate_tab import Picture
+
+ASKED = Picture(prompt="a red circle", negative="", seed=5, steps=2, cfg=4.0, size=64, batch=1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((ADDRESS, 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, colour in enumerate([(200, 30, 30), (30, 200, 30)]):
+        Image.new("RGB", (64, 64), colour).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(
+    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Standalone, str, int]]:
+    folder, port = tmp_path_factory.mktemp("standalone"), free_port()
+    program, page = serve(port, tiny_checkpoint, folder / "networks", folder / "runs", block=False)
+    yield program, f"http://{ADDRESS}:{port}", port
+    page.close()
+
+
+def client(address: str) -> Any:
+    """gradio's own client, which knows where this version keeps its endpoints."""
+    from gradio_client import Client
+
+    return Client(address)
+
+
+def value(answer: Any) -> Any:
+    """A JSON answer: old clients give the name of a file that holds it."""
+    return json.loads(Path(answer).read_text()) if isinstance(answer, str) else answer
+
+
+def test_train_then_generate_over_http(served: tuple[Standalone, str, int], pictures: Path) -> None:
+    program, address, _ = served
+    http = client(address)
+    settings = {
+        "preset": "quick test",
+        "data.folder": str(pictures),
+        "data.trigger": "sks",
+        "data.class_word": "circle",
+        "data.resolution": 64,
+        "output.name": "tiny one",
+        "output.sample_every": 2,
+        "output.sample_steps": 2,
+        "optimizer.lr": 1e-2,
+        "training.steps": 3,
+    }
+    plain = program.generate(ASKED).pictures[0].tobytes()
+    assert value(http.predict(api_name="/lorakit_status"))["state"] == "idle"
+    answer = value(http.predict(json.dumps(settings), api_name="/lorakit_train"))
+    assert answer["ok"], answer
+    assert program.trainer.wait(120).state == "finished"
+    status = value(http.predict(api_name="/lorakit_status"))
+    assert (status["step"], status["total"], status["tag"]) == (3, 3, "<lora:tiny one:1>")
+    assert status["words"] == "sks circle"
+    assert Path(status["result"]).parent == program.folder and Path(status["result"]).is_file()
+    assert len(status["samples"]) == 1 and Path(status["samples"][0]).is_file()
+    assert program.networks() == ["tiny one"]
+
+    numbers = (ASKED.seed, ASKED.steps, ASKED.cfg, ASKED.size, ASKED.batch)
+    tagged = "a red circle <lora:tiny one:1>"
+    _, report = http.predict(tagged, "", *numbers, api_name="/lorakit_generate")
+    assert "tiny one: 192 layers applied" in report or "tiny one: 264 layers applied" in report
+    with_network = program.generate(Picture(tagged, *list(vars(ASKED).values())[1:]))
+    assert with_network.complete and with_network.pictures[0].tobytes() != plain
+    assert program.generate(ASKED).pictures[0].tobytes() == plain
+
+
+def test_refusals_over_http(served: tuple[Standalone, str, int], pictures: Path) -> None:
+    _, address, _ = served
+    http = client(address)
+    answer = value(http.predict(json.dumps({"data.folder": "/nowhere"}), api_name="/lorakit_train"))
+    assert not answer["ok"] and "no folder '/nowhere'" in answer["message"]
+    _, report = http.predict("a <lora:missing:1>", "", 0, 1, 1, 64, 1, api_name="/lorakit_generate")
+    assert "no network" in report and "lk-bad" in report
+
+
+def test_cancel_over_http(served: tuple[Standalone, str, int], pictures: Path) -> None:
+    program, address, _ = served
+    http = client(address)
+    settings = {"data.folder": str(pictures), "data.resolution": 64, "output.name": "long", "training.steps": 100000}
+    assert value(http.predict(json.dumps(settings), api_name="/lorakit_train"))["ok"]
+    assert not value(http.predict(json.dumps(settings), api_name="/lorakit_train"))["ok"]
+    with pytest.raises(BadConfig, match="busy"):
+        program.generate(ASKED)
+    http.predict(api_name="/lorakit_cancel")
+    status = program.trainer.wait(60)
+    assert status.state == "cancelled" and not (program.folder / "long.safetensors").exists()
+
+
+def test_page_names_no_other_machine(served: tuple[Standalone, str, int]) -> None:
+    _, address, _ = served
+    with urllib.request.urlopen(address, timeout=20) as reply:
+        text = reply.read().decode()
+    assert "lorakit_folder" in text
+    assert "fonts.googleapis.com/css2?family=Source" not in text
+
+
+def test_only_this_machine_is_served(served: tuple[Standalone, str, int]) -> None:
+    _, _, port = served
+    with socket.socket() as probe:
+        probe.settimeout(3)
+        assert probe.connect_ex(("127.0.0.2", port)) != 0
+
+
+def test_taken_port_is_told(served: tuple[Standalone, str, int], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    _, _, port = served
+    with pytest.raises(BadConfig, match=f"port {port}"):
+        serve(port, tiny_checkpoint, tmp_path / "n", tmp_path / "r", block=False)

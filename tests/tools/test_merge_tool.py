@@ -1,0 +1,183 @@
+"""Merging into a checkpoint file: one rounding from pristine, exact elsewhere, nothing harmed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib_lora.__main__ import main
+from lib_lora.errors import BadConfig, WrongBaseModel
+from lib_lora.files.codec import write_network
+from lib_lora.files.tensors import read_header, read_tensors, write_tensors
+from lib_lora.keys.layer_key import LayerKey
+from lib_lora.networks.lora import Lora
+from lib_lora.networks.network import Network
+from lib_lora.tools.merge import MergeJob, NetworkUse, merge, parse_use
+
+Q = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+PROJ = "model.diffusion_model.middle_block.1.proj_in.weight"
+CONV = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
+TEXT = "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+KEYS = {
+    Q: LayerKey("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"),
+    PROJ: LayerKey("unet", "mid_block.attentions.0.proj_in"),
+    CONV: LayerKey("unet", "down_blocks.0.resnets.0.conv1"),
+    TEXT: LayerKey("te1", "text_model.encoder.layers.0.mlp.fc1"),
+}
+
+
+@pytest.fixture
+def base() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {
+        Q: torch.randn(16, 16).half(),
+        PROJ: torch.randn(16, 16, 1, 1).half(),
+        CONV: torch.randn(16, 16, 3, 3).half(),
+        TEXT: torch.randn(32, 16).half(),
+        "model.diffusion_model.out.2.weight": torch.randn(4, 16, 3, 3).half(),
+        "first_stage_model.decoder.conv_out.weight": torch.randn(3, 8, 3, 3).half(),
+        "alphas_cumprod": torch.rand(1000, dtype=torch.float64),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+    }
+
+
+def network(seed: int, base: dict[str, Tensor]) -> Network:
+    torch.manual_seed(seed)
+    layers = {}
+    for name, key in KEYS.items():
+        width_out, width_in, *kernel = base[name].shape
+        ones = (1,) * len(kernel) if name == CONV else ()  # linear factors for the 1x1 convolution
+        kernel = kernel if name == CONV else []
+        layers[key] = Lora(torch.randn(width_out, 2, *ones) * 0.1, torch.randn(2, width_in, *kernel) * 0.1, 1.5)
+    return Network(f"n{seed}", layers)
+
+
+@pytest.fixture
+def files(tmp_path: Path, base: dict[str, Tensor]) -> Path:
+    write_tensors(tmp_path / "base.safetensors", base, {"modelspec.title": "b", "sshs_model_hash": "old"})
+    for seed in (1, 2):
+        write_network(tmp_path / f"n{seed}.safetensors", network(seed, base))
+    return tmp_path
+
+
+def test_one_rounding_from_pristine(files: Path, base: dict[str, Tensor]) -> None:
+    uses = [NetworkUse(files / "n1.safetensors", 0.5, 0.8), NetworkUse(files / "n2.safetensors", -1.0, -1.0)]
+    reports = merge(MergeJob(files / "base.safetensors", uses, files / "out.safetensors"))
+    assert [(r.matched, r.unmatched, r.mismatched, r.unknown) for r in reports] == [(4, (), (), ())] * 2
+    out = read_tensors(files / "out.safetensors")
+    assert out.keys() == base.keys()
+    for name, weight in base.items():
+        if name not in KEYS:
+            assert torch.equal(out[name], weight)
+            continue
+        exact = weight.double()
+        for seed, use in ((1, uses[0]), (2, uses[1])):
+            strength = use.te if name == TEXT else use.unet
+            exact = exact + strength * network(seed, base).layers[KEYS[name]].delta(weight.double()).detach()
+        assert out[name].dtype == torch.float16
+        # float32 sums may fall on the other side of a tie, so one unit in the last place at most, and rarely.
+        differs = out[name] != exact.half()
+        assert differs.float().mean() < 0.01
+        torch.testing.assert_close(out[name].double(), exact, rtol=2**-10, atol=1e-6)
+        assert not torch.equal(out[name], weight)
+    metadata = read_header(files / "out.safetensors").metadata
+    assert metadata["modelspec.title"] == "b"
+    assert "sshs_model_hash" not in metadata
+    assert json.loads(metadata["lorakit_merged"])[0] == {"name": "n1", "te": 0.5, "unet": 0.8}
+
+
+def test_the_same_network_twice_adds_up_and_zero_is_exact(files: Path, base: dict[str, Tensor]) -> None:
+    path = files / "n1.safetensors"
+    out = files / "out.safetensors"
+    merge(MergeJob(files / "base.safetensors", [NetworkUse(path, 1, 1), NetworkUse(path, -1, -1)], out))
+    assert all(torch.equal(t, base[n]) for n, t in read_tensors(out).items())
+
+
+def test_dtype_is_for_weights_only(files: Path, base: dict[str, Tensor]) -> None:
+    out = files / "out.safetensors"
+    merge(MergeJob(files / "base.safetensors", [NetworkUse(files / "n1.safetensors")], out, torch.float32))
+    merged = read_tensors(out)
+    assert {t.dtype for n, t in merged.items() if n.endswith("weight")} == {torch.float32}
+    assert merged["alphas_cumprod"].dtype == torch.float64
+    change = network(1, base).layers[KEYS[Q]].delta(base[Q].float()).detach()
+    assert torch.equal(merged[Q], base[Q].float() + change)
+
+
+def test_inputs_are_never_overwritten(files: Path) -> None:
+    before = (files / "base.safetensors").read_bytes()
+    for target in ("base.safetensors", "n1.safetensors", "./sub/../base.safetensors"):
+        (files / "sub").mkdir(exist_ok=True)
+        job = MergeJob(files / "base.safetensors", [NetworkUse(files / "n1.safetensors")], files / target)
+        with pytest.raises(BadConfig, match="is one of the inputs"):
+            merge(job)
+    assert (files / "base.safetensors").read_bytes() == before
+
+
+def test_layers_that_do_not_fit_are_reported(files: Path, base: dict[str, Tensor]) -> None:
+    mixed = network(1, base)
+    layers = dict(mixed.layers)
+    layers[KEYS[TEXT]] = Lora(torch.ones(5, 1), torch.ones(1, 5))
+    layers[LayerKey("unet", "conv_in")] = Lora(torch.ones(5, 1), torch.ones(1, 5))
+    write_network(files / "mixed.safetensors", Network("mixed", layers))
+    job = MergeJob(files / "base.safetensors", [NetworkUse(files / "mixed.safetensors")], files / "out.safetensors")
+    (report,) = merge(job)
+    assert report.matched == 3
+    assert report.unmatched == ("unet:conv_in",)
+    assert len(report.mismatched) == 1
+    assert report.mismatched[0].startswith("te1:")
+
+
+def test_a_network_for_another_model_is_refused_before_writing(files: Path) -> None:
+    name = "lora_te2_text_model_encoder_layers_0_mlp_fc1"
+    write_tensors(
+        files / "xl.safetensors",
+        {f"{name}.lora_up.weight": torch.ones(4, 1), f"{name}.lora_down.weight": torch.ones(1, 4)},
+    )
+    job = MergeJob(files / "base.safetensors", [NetworkUse(files / "xl.safetensors")], files / "out.safetensors")
+    with pytest.raises(WrongBaseModel, match="made for SDXL"):
+        merge(job)
+    assert not (files / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x.safetensors", NetworkUse(Path("x.safetensors"))),
+        ("x.safetensors:0.5", NetworkUse(Path("x.safetensors"), 0.5, 0.5)),
+        ("x.safetensors:0.5:-1", NetworkUse(Path("x.safetensors"), 0.5, -1.0)),
+        ("C:\\a b\\x.safetensors", NetworkUse(Path("C:\\a b\\x.safetensors"))),
+        ("C:\\a b\\x.safetensors:1:0", NetworkUse(Path("C:\\a b\\x.safetensors"), 1.0, 0.0)),
+        ("C:/x.safetensors:.5", NetworkUse(Path("C:/x.safetensors"), 0.5, 0.5)),
+    ],
+)
+def test_network_arguments(text: str, expected: NetworkUse) -> None:
+    assert parse_use(text) == expected
+
+
+def test_a_strength_of_nan_is_refused() -> None:
+    with pytest.raises(BadConfig, match="'nan'"):
+        parse_use("x.safetensors:nan")
+
+
+class TestCommandLine:
+    """Exit codes and output of `merge`."""
+
+    def test_merge(self, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        out = files / "o.safetensors"
+        arguments = ["merge", str(files / "base.safetensors"), f"{files / 'n1.safetensors'}:0.5", "-o", str(out)]
+        assert main([*arguments, "--dtype", "fp32", "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["networks"][0]["matched"] == 4
+        assert out.is_file()
+        assert main([*arguments]) == 0
+        assert "4 layers merged" in capsys.readouterr().out
+
+    def test_bad_input_is_one_clear_line(self, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["merge", str(files / "base.safetensors"), "no-such", "-o", str(files / "o")]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: cannot read no-such")
+        assert error.count("\n") == 1
