@@ -14,9 +14,9 @@ import tempfile
 WANTED = {"diffusers": "0.30.3", "accelerate": None}
 # What an installation must not change: the webui pins these, and pip goes by metadata, not by what can be imported.
 KEEP = (
-    "torch torchvision transformers tokenizers accelerate safetensors numpy gradio fastapi pydantic protobuf Pillow "
-    "einops huggingface-hub"
-).split()
+    *("torch", "torchvision", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "gradio"),
+    *("fastapi", "pydantic", "protobuf", "Pillow", "einops", "huggingface-hub"),
+)
 
 
 def version(package: str) -> str | None:

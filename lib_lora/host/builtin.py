@@ -102,7 +102,7 @@ class BuiltinLora:
             self.networks.list_available_networks()
 
     def short_hash(self, name: str) -> str | None:
-        """The hash that infotext carries for the network called `name` (file name or alias), if the built-in knows it."""
+        """The hash that infotext carries for the network called `name` (file name or alias), if it is known."""
         if self.networks is None:
             return None
         known = self.networks.available_networks.get(name) or self.networks.available_network_aliases.get(name)

@@ -40,9 +40,9 @@ class Lorakit:
                 self.tag.restore()
             return
         self.tag.restore()
-        if self.webui.extra_networks.extra_network_registry.get(self.tag.name) is self.tag:
-            if not self.builtin.give_back():
-                self.webui.extra_networks.extra_network_registry.pop(self.tag.name)
+        registry = self.webui.extra_networks.extra_network_registry
+        if registry.get(self.tag.name) is self.tag and not self.builtin.give_back():
+            registry.pop(self.tag.name)
 
     def new_files(self) -> None:
         """Make files that were just written usable by tag and card."""

@@ -9,6 +9,7 @@ from typing import Any
 from lib_lora.errors import LoraError, WrongBaseModel
 from lib_lora.host.builtin import TAG
 from lib_lora.host.webui import WebuiHost
+from lib_lora.patch.report import NetworkReport
 from lib_lora.prompt import NetworkRequest, parse_arguments
 from lib_lora.runtime import Runtime
 
@@ -43,7 +44,7 @@ class LoraTag:
             for line in filter(None, report.summary().splitlines()):
                 p.comment(line)
             if report.networks:
-                p.extra_generation_params["LoRA layers"] = "; ".join(net.line() for net in report.networks)
+                p.extra_generation_params["LoRA layers"] = "; ".join(map(_counts, report.networks))
             self._add_hashes(p, requests)
         except Exception as error:  # the webui would swallow it: the user would see a picture without the network
             self.runtime.deactivate()
@@ -109,7 +110,7 @@ class LoraTag:
             return request, None
 
     def _drop_stale_texts(self, p: Any, applied: object) -> None:
-        """Forget cached text states if the text encoder changed: the webui's key has the tag, not the file's content."""
+        """Forget cached text states if networks changed: the webui's key has the tag, not the file's content."""
         if applied == self._applied:
             return
         self._applied = applied
@@ -117,3 +118,9 @@ class LoraTag:
             cache = getattr(p, name, None)
             if isinstance(cache, list) and cache:
                 cache[0] = None
+
+
+def _counts(network: NetworkReport) -> str:
+    """Infotext's short form of a report: the comment has the names."""
+    total = network.applied + len(network.unmatched) + len(network.mismatched)
+    return f"{network.name} {network.applied} of {total}"

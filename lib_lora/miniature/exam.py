@@ -28,9 +28,7 @@ def examine(checkpoint: Path, count: int = 200, steps: int = 20, cfg: float = 4.
     pictures: list[Image.Image] = []
     for start in range(0, len(asked), BATCH):
         prompts = tuple(prompt for _, prompt in asked[start : start + BATCH])
-        request = SampleRequest(
-            prompts, seed=start, steps=steps, cfg=cfg, width=128, height=128, batch=len(prompts)
-        )
+        request = SampleRequest(prompts, seed=start, steps=steps, cfg=cfg, width=128, height=128, batch=len(prompts))
         pictures += sample(model, request)
     seen = [judge(picture) for picture in pictures]
     if sheet:

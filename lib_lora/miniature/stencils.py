@@ -17,7 +17,9 @@ class Layer:
     outline: Polygon
 
 
-def arc(cx: float, cy: float, rx: float, ry: float, start: float = 0.0, stop: float = 360.0, steps: int = 40) -> Polygon:
+def arc(
+    cx: float, cy: float, rx: float, ry: float, start: float = 0.0, stop: float = 360.0, steps: int = 40
+) -> Polygon:
     """Points on an ellipse from `start` to `stop` degrees, both ends included."""
     angles = [math.radians(start + (stop - start) * i / steps) for i in range(steps + 1)]
     return tuple((cx + rx * math.cos(a), cy + ry * math.sin(a)) for a in angles)
@@ -51,8 +53,8 @@ def _cross(arm: float = 0.34) -> Polygon:
 
 
 def _moon() -> Polygon:
-    outer = arc(0.15, 0, 1, 1, 60, 300)
-    inner = arc(0.62, 0, 0.87, 0.87, 272, 88)
+    outer = arc(0.15, 0, 1, 1, (60, 300))
+    inner = arc(0.62, 0, 0.87, 0.87, (272, 88))
     return outer + inner
 
 
@@ -63,7 +65,7 @@ SHAPES: dict[str, tuple[Layer, ...]] = {
     "star": (Layer("main", _star()),),
     "heart": (Layer("main", _heart()),),
     "cross": (Layer("main", _cross()),),
-    "ring": (Layer("main", arc(0, 0, 1, 1) + arc(0, 0, 0.5, 0.5, 360, 0)),),
+    "ring": (Layer("main", arc(0, 0, 1, 1) + arc(0, 0, 0.5, 0.5, (360, 0))),),
     "moon": (Layer("main", _moon()),),
     "house": (
         Layer("main", ((0, -1), (0.95, -0.2), (0.75, -0.2), (0.75, 0.9), (-0.75, 0.9), (-0.75, -0.2), (-0.95, -0.2))),
@@ -83,7 +85,10 @@ SHAPES: dict[str, tuple[Layer, ...]] = {
         Layer("ink", arc(-0.6, -0.12, 0.07, 0.07)),
     ),
     "car": (
-        Layer("main", ((-1, 0), (-0.6, -0.05), (-0.38, -0.5), (0.4, -0.5), (0.65, -0.05), (1, 0.02), (1, 0.42), (-1, 0.42))),
+        Layer(
+            "main",
+            ((-1, 0), (-0.6, -0.05), (-0.38, -0.5), (0.4, -0.5), (0.65, -0.05), (1, 0.02), (1, 0.42), (-1, 0.42)),
+        ),
         Layer("light", ((-0.42, -0.06), (-0.28, -0.36), (0.31, -0.36), (0.46, -0.06))),
         Layer("ink", arc(-0.55, 0.45, 0.24, 0.24)),
         Layer("ink", arc(0.55, 0.45, 0.24, 0.24)),

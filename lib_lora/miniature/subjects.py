@@ -40,7 +40,7 @@ def photograph(toy: Toy, count: int, size: int = 128, seed: int = 0) -> list[Pho
     """`count` pictures of a toy, each on another background while there are any left, in all sizes and places."""
     rng = random.Random(seed)
     order: list[str] = []
-    photos = []
+    photos: list[Photo] = []
     while len(photos) < count:
         order = order or rng.sample(GROUNDS, len(GROUNDS))
         scene = Scene(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lib_lora.errors import BadFile
 from lib_lora.files.checkpoint_convert import compvis_to_parts
+from lib_lora.files.tensors import tensor_reader
 from lib_lora.models.checkpoint_config import (
     TEXT_CONFIG_KEY,
     ModelConfig,
@@ -53,15 +54,9 @@ def load_checkpoint(
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a checkpoint file on the CPU, and its metadata ({} for .ckpt). Never runs code of the file."""
-    from safetensors import SafetensorError, safe_open
-
     if path.suffix.lower() == ".safetensors":
-        try:
-            with safe_open(str(path), "pt") as file:
-                names = file.keys()  # a safetensors file is no mapping and cannot be iterated over
-                return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-        except (SafetensorError, OSError) as error:
-            raise BadFile(f"{path.name} cannot be read as safetensors ({error}); download it again") from error
+        with tensor_reader(path) as (header, read):
+            return {name: read(name) for name in header.tensors}, dict(header.metadata)
     try:
         loaded = torch.load(str(path), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
@@ -96,6 +91,8 @@ def _build(
     _fill(vae, parts["vae"], f"{path.name}: VAE")
     short = {name.removeprefix(TEXT_PREFIX): tensor for name, tensor in parts["te1"].items()}
     _fill(text_root(text), short, f"{path.name}: text encoder")
+    for module in (unet, vae, text):
+        module.eval().requires_grad_(False)
     folder = settings.clip_folder
     if folder is None or not (folder / "vocab.json").is_file():
         folder = default_clip_folder(texts)
@@ -137,7 +134,6 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
         log.warning("%s: %d tensors not used, first %s", what, len(unexpected), unexpected[0])
     module.load_state_dict(state, strict=False, assign=True)
     _fill_buffers(module)
-    module.eval().requires_grad_(False)
 
 
 def _fill_buffers(module: nn.Module) -> None:

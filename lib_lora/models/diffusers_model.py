@@ -42,15 +42,15 @@ class DiffusersModel:
     """`ports.DiffusionModel` over diffusers modules. `clip_skip` counts as users do: 1 is the last layer."""
 
     name: str
-    unet: Any
-    vae: Any
-    text_encoder: Any
-    tokenizer: Any
+    unet: Any = field(repr=False)
+    vae: Any = field(repr=False)
+    text_encoder: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
     identity: str
     version: str = "sd1"
     prediction_type: str = "epsilon"
     clip_skip: int = 1
-    bars: Tensor = field(default_factory=scaled_linear)
+    bars: Tensor = field(default_factory=scaled_linear, repr=False)
     _layers: dict[LayerKey, nn.Module] = field(default_factory=dict, repr=False)
 
     @property

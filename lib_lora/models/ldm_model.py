@@ -78,7 +78,7 @@ class LdmModel:
         return self._modules
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Text states (batch, 77, width) of one window; longer prompts are cut. No emphasis: text is taken literally."""
+        """Text states (batch, 77, width), one window: longer prompts are cut. No emphasis, text is taken literally."""
         transformer = self.embedder.transformer
         tokens = torch.tensor([self._tokens(prompt) for prompt in prompts], device=_device(transformer))
         with _precision(transformer):

@@ -105,6 +105,6 @@ def serve(
     from lib_lora.ui.page import build, launch
 
     program = Standalone(checkpoint, networks, runs)
-    page = build(program, program.trainer, program.model.name)
+    page = build(program, program.trainer)
     launch(page, ADDRESS, port, block)
     return program, page

@@ -34,7 +34,7 @@ def comparison_sheet(
     columns = len(strengths) * len(seeds)
     width = GAP + columns * (side + GAP)
     thumb = min(96, (width - GAP) // max(len(references), 1) - 4)
-    top = HEAD + thumb + GAP + HEAD + len(seeds) * 0
+    top = HEAD + thumb + GAP + HEAD
     height = top + TEXT + len(prompts) * (side + TEXT + GAP) + GAP
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)

@@ -52,6 +52,7 @@ def train(
     run = Run.open(resume) if resume is not None else Run.create(job)
     with ExitStack() as stack:
         stack.enter_context(run.locked())
+        run.write_job(job)
         stack.enter_context(kept_rng())
         record = stack.enter_context(_Record(run, on_event))
         stack.enter_context(kept_flags())

@@ -64,7 +64,7 @@ class Outputs:
         prompts = output.sample_prompts or (self._session.dataset.items[0].caption,)
         for number, prompt in enumerate(prompts):
             request = SampleRequest(
-                prompt=prompt,
+                prompts=[prompt],
                 seed=output.sample_seed,
                 steps=output.sample_steps,
                 cfg=output.sample_cfg,

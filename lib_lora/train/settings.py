@@ -6,8 +6,8 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from lib_lora.errors import BadConfig
@@ -93,11 +93,14 @@ class Setting:
             raise BadConfig(f"{self.key} = {text!r} is not accepted; give {self.accepted()}") from None
 
 
-def settings_of(section: str, cls: Any) -> Iterator[Setting]:
+@cache
+def settings_of(section: str, cls: Any) -> tuple[Setting, ...]:
     """The settings a section's dataclass declares, in their order."""
     hints = typing.get_type_hints(cls)
+    found = []
     for item in dataclasses.fields(cls):
         kinds = [kind for kind in typing.get_args(hints[item.name]) if kind is not type(None)]
         optional = len(kinds) < len(typing.get_args(hints[item.name]))
         base = kinds[0] if optional else typing.get_origin(hints[item.name]) or hints[item.name]
-        yield Setting(section, item.name, base, item.default, optional=optional, **item.metadata)
+        found.append(Setting(section, item.name, base, item.default, optional=optional, **item.metadata))
+    return tuple(found)

@@ -62,8 +62,7 @@ def add(service: GenerateService) -> None:
             names = gr.Dropdown(
                 list(service.networks()), label="Networks", info="choose one to add its tag to the prompt", value=None
             )
-            with gr.Row():
-                numbers = _numbers(service)
+            numbers = _numbers(service)
             go = gr.Button("Generate", variant="primary", elem_id="lorakit_generate")
         with gr.Column(scale=2, min_width=340):
             gallery = gr.Gallery(label="Pictures", columns=2, height=420, object_fit="contain", elem_id="lorakit_out")
@@ -81,16 +80,18 @@ def add(service: GenerateService) -> None:
 
 
 def _numbers(service: GenerateService) -> list[Any]:
+    """Seed, steps, guidance, size and count: the order that `GeneratePage.generate` reads."""
     import gradio as gr
 
     size = service.usual_size()
-    return [
-        gr.Number(value=0, precision=0, label="Seed", min_width=90),
-        gr.Slider(1, 100, value=20, step=1, label="Steps", min_width=150),
-        gr.Slider(1, 20, value=7, step=0.5, label="Guidance", min_width=150),
-        gr.Slider(64, 1024, value=size, step=64, label="Size", min_width=150),
-        gr.Slider(1, 8, value=2, step=1, label="Pictures", min_width=150),
-    ]
+    with gr.Row():
+        seed = gr.Number(value=0, precision=0, label="Seed", min_width=120)
+        count = gr.Slider(1, 8, value=2, step=1, label="Pictures", min_width=200)
+    with gr.Row():
+        steps = gr.Slider(1, 100, value=20, step=1, label="Steps", min_width=200)
+        cfg = gr.Slider(1, 20, value=7, step=0.5, label="Guidance", min_width=200)
+        side = gr.Slider(64, 1024, value=size, step=64, label="Size", min_width=200)
+    return [seed, steps, cfg, side, count]
 
 
 class GeneratePage:

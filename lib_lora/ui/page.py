@@ -15,16 +15,17 @@ from lib_lora.ui.service import TrainService
 TITLE = "LoRA kit"
 
 
-def build(generator: GenerateService, trainer: TrainService, base: str) -> Any:
+def build(generator: GenerateService, trainer: TrainService) -> Any:
     """The page as `gr.Blocks`."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     import gradio as gr
 
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    theme.set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500")
     looks = {"theme": theme, "css": page_style()}
     known = inspect.signature(gr.Blocks.__init__).parameters
     with gr.Blocks(title=TITLE, **(looks if "css" in known else {})) as page:
-        gr.Markdown(f"# {TITLE}\nModel: `{base.replace('`', '')}`")
+        gr.Markdown(f"# {TITLE}")
         with gr.Tabs():
             with gr.Tab("Generate"):
                 generate_tab.add(generator)

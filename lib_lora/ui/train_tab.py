@@ -41,7 +41,7 @@ def add(service: TrainService) -> None:
     import gradio as gr
 
     with gr.Column(elem_classes=["lorakit"]):
-        gr.HTML(html.base_line(service.base_name()))
+        base = gr.HTML(html.base_line(service.base_name()))
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=340):
                 form = _form(service)
@@ -59,7 +59,7 @@ def add(service: TrainService) -> None:
     start_script = js_argument(train.click, START_SCRIPT)
     train.click(page.start, form, [told, progress], **quiet, **private, **start_script)
     cancel.click(page.cancel, [], [told, progress], **quiet, **private)
-    refresh.click(page.refresh, [seen], [progress, gallery, result, seen], **quiet, **private)
+    refresh.click(page.refresh, [seen], [base, progress, gallery, result, seen], **quiet, **private)
     _api(page)
 
 
@@ -152,15 +152,19 @@ class Page:
         """Stop the running job: a message and the progress, both HTML."""
         return html.message(self.service.cancel()), html.progress(self.service.status())
 
-    def refresh(self, seen: str) -> tuple[str, Any, Any, str]:
-        """Progress, sample pictures, prompt, and what the browser has then seen; unchanged parts are left alone."""
+    def refresh(self, seen: str) -> tuple[str, str, Any, Any, str]:
+        """Base model, progress, sample pictures, prompt, and what the browser has then seen.
+
+        Pictures and prompt are sent when they differ from `seen` only: a gallery that is sent again flickers.
+        """
         import gradio as gr
 
         status = self.service.status()
         now = json.dumps([status.name, status.state, [str(path) for path in status.samples]])
+        top = html.base_line(self.service.base_name()), html.progress(status)
         if now == seen:
-            return html.progress(status), gr.update(), gr.update(), seen
-        return html.progress(status), gr.update(value=pictures(status.samples)), prompt_of(status), now
+            return *top, gr.update(), gr.update(), seen
+        return *top, gr.update(value=pictures(status.samples)), prompt_of(status), now
 
     def api_train(self, settings: str) -> dict[str, Any]:
         """Start from a JSON object {"section.name": value, "preset": name}; {"ok", "message"}."""

@@ -66,7 +66,7 @@ def test_tags_seeds_infotext_and_report(
     assert lines[:2] == [prompt, "Negative prompt: ugly"]
     assert lines[2].startswith("Steps: 2, Sampler: DPM++ 2M, CFG scale: 7, Seed: 5, Size: 128x128, Model: tiny")
     assert call([*common, "--prompt", "a cat", "--negative", "ugly", "--seed", "5", "--out", str(plain)]) == 0
-    assert np.abs(pixels(plain) - np.asarray(second, dtype=int)).mean() > 1, "the network changes the picture"
+    assert np.abs(pixels(plain) - np.asarray(second, dtype=int)).mean() > 0.2, "the network changes the picture"
     assert {p.suffix for p in plain.parent.iterdir()} == {".png"}
 
 

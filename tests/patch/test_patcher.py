@@ -346,13 +346,13 @@ def test_ldm_attention_gets_the_output_of_base_plus_branch() -> None:
     attention = pytest.importorskip("ldm.modules.attention")
     from lib_lora.networks.base import Op
 
-    block = attention.CrossAttention(query_dim=16, context_dim=12, heads=2, dim_head=8).double()
+    block = attention.CrossAttention(query_dim=16, context_dim=12, heads=2, dim_head=8)
     model = Bare({key("to_k"): block.to_k, key("to_q"): block.to_q})
     layers: dict[LayerKey, Layer] = {
-        name: random_lora(module.weight.shape, 3, i).double()  # type: ignore[arg-type, union-attr]
+        name: random_lora(module.weight.shape, 3, i)  # type: ignore[arg-type, union-attr]
         for i, (name, module) in enumerate(model.modules.items())
     }
-    x, context = torch.randn(2, 5, 16).double(), torch.randn(2, 7, 12).double()
+    x, context = torch.randn(2, 5, 16), torch.randn(2, 7, 12)
     hooks = [
         module.register_forward_hook(
             lambda m, given, result, layer=layers[name]: result + 0.8 * layer.branch(given[0], Op.of(m))
@@ -364,4 +364,4 @@ def test_ldm_attention_gets_the_output_of_base_plus_branch() -> None:
         hook.remove()
     with Patcher().applied(model, [loaded(Network("n", layers), unet=0.8)]):
         got = block(x, context)
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

@@ -64,7 +64,7 @@ def test_train_then_generate_over_http(served: tuple[Standalone, str, int], pict
         "data.folder": str(pictures),
         "data.trigger": "sks",
         "data.class_word": "circle",
-        "data.resolution": 64,
+        "data.resolution": 128,
         "output.name": "tiny one",
         "output.sample_every": 2,
         "output.sample_steps": 2,
@@ -97,14 +97,14 @@ def test_refusals_over_http(served: tuple[Standalone, str, int], pictures: Path)
     http = client(address)
     answer = value(http.predict(json.dumps({"data.folder": "/nowhere"}), api_name="/lorakit_train"))
     assert not answer["ok"] and "no folder '/nowhere'" in answer["message"]
-    _, report = http.predict("a <lora:missing:1>", "", 0, 1, 1, 64, 1, api_name="/lorakit_generate")
+    _, report = http.predict("a <lora:missing:1>", "", 0, 1, 4, 64, 1, api_name="/lorakit_generate")
     assert "no network" in report and "lk-bad" in report
 
 
 def test_cancel_over_http(served: tuple[Standalone, str, int], pictures: Path) -> None:
     program, address, _ = served
     http = client(address)
-    settings = {"data.folder": str(pictures), "data.resolution": 64, "output.name": "long", "training.steps": 100000}
+    settings = {"data.folder": str(pictures), "data.resolution": 128, "output.name": "long", "training.steps": 100000}
     assert value(http.predict(json.dumps(settings), api_name="/lorakit_train"))["ok"]
     assert not value(http.predict(json.dumps(settings), api_name="/lorakit_train"))["ok"]
     with pytest.raises(BadConfig, match="busy"):

@@ -45,5 +45,5 @@ def test_networks_are_looked_up_anew() -> None:
 
 
 def test_whole_page_builds() -> None:
-    blocks = page.build(FakeGenerator(), FakeService(), "model")
+    blocks = page.build(FakeGenerator(), FakeService())
     assert {"lorakit_prompt", "lorakit_generate", "lorakit_start"} <= component_ids(blocks)

@@ -123,15 +123,16 @@ def test_refresh_sends_pictures_once_and_the_prompt_at_the_end(service: FakeServ
     path = tmp_path / "000050-0.png"
     Image.new("RGB", (8, 8), (255, 0, 0)).save(path)
     service.now = TrainStatus("running", "rex", 50, 100, 0.25, 65.0, samples=(path, tmp_path / "gone.png"))
-    shown_html, gallery, prompt, seen = page.refresh("")
+    base, shown_html, gallery, prompt, seen = page.refresh("")
+    assert "a &lt;model&gt;" in base
     assert "step 50 of 100" in shown_html and "1 min 05 s left" in shown_html and "width:50.0%" in shown_html
     [(picture, caption)] = gallery["value"]
     assert picture.getpixel((0, 0)) == (255, 0, 0) and caption == "step 50"
     assert prompt == ""
-    _, again, _, seen_again = page.refresh(seen)
+    _, _, again, _, seen_again = page.refresh(seen)
     assert "value" not in again and seen_again == seen
     service.now = TrainStatus("finished", "rex", 100, 100, 0.2, tag="<lora:rex:1>", words="sks dog")
-    _, _, prompt, _ = page.refresh(seen)
+    _, _, _, prompt, _ = page.refresh(seen)
     assert prompt == "sks dog <lora:rex:1>"
 
 

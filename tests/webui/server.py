@@ -22,9 +22,9 @@ from PIL import Image
 
 START_SECONDS = 420  # importing torch from a cold disk takes minutes
 ARGUMENTS = (
-    "--skip-torch-cuda-test --use-cpu all --no-half --api --skip-install --skip-version-check "
-    "--skip-python-version-check --no-download-sd-model --disable-console-progressbars"
-).split()
+    *("--skip-torch-cuda-test", "--use-cpu", "all", "--no-half", "--api", "--skip-install", "--skip-version-check"),
+    *("--skip-python-version-check", "--no-download-sd-model", "--disable-console-progressbars"),
+)
 
 
 class Server:

@@ -1,0 +1,115 @@
+"""`train`: a job file in, a run folder and a network file out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lib_lora.cli.generate import default_checkpoint
+from lib_lora.errors import Cancelled
+from lib_lora.train.config import JobConfig, load_job
+from lib_lora.train.jobs import JOB, Event, list_runs
+
+HELP = "train a network as a job file (TOML) says"
+INTERRUPTED = 130
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument(
+        "job", type=Path, metavar="JOB.toml", help="the job; a run's own job.toml goes on with that run"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", dest="overrides", help="a setting to use instead"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the job's newest run, if there is one")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
+    parser.add_argument("--json", action="store_true", help="print every event as a line of JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; 0 when finished, 130 when stopped by Ctrl-C (what is needed to resume is saved). Raises LoraError."""
+    from lib_lora.train.engine import train
+
+    job = load_job(args.job, args.overrides)
+    resume = run_to_resume(args.job, job) if args.resume else None
+    model = load_model(job, args.device)
+    with _stop_on_interrupt() as stopped, _printer(args.json) as tell:
+        try:
+            result = train(job, model, on_event=tell, cancel=stopped, resume=resume)
+        except Cancelled as error:
+            print(f"stopped: {error}", file=sys.stderr)
+            return INTERRUPTED
+    if not args.json:
+        print(f"network: {result.file}\nrun: {result.folder}")
+    return 0
+
+
+def load_model(job: JobConfig, device: str | None = None) -> Any:
+    """The job's checkpoint, or the miniature, on `device`."""
+    import torch
+
+    from lib_lora.models.checkpoint import load_checkpoint
+
+    path = Path(job.base.checkpoint).expanduser() if job.base.checkpoint else default_checkpoint()
+    return load_checkpoint(path, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def run_to_resume(path: Path, job: JobConfig) -> Path | None:
+    """The folder `path` is the job.toml of, or else the newest run of that name in output.folder; None without one."""
+    if path.name == JOB and (path.parent / "checkpoints").is_dir():
+        return path.parent
+    for found in list_runs(Path(job.output.folder).expanduser()):
+        if found.job().output.name == job.output.name:
+            return found.folder
+    return None
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed; a second one interrupts at once."""
+    flag = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: object) -> None:
+        flag.set()
+        signal.signal(signal.SIGINT, before)
+        print("stopping after this step; Ctrl-C again to stop at once", file=sys.stderr)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield flag.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _printer(as_json: bool) -> Iterator[Callable[[Event], object]]:
+    """What shows events: lines of JSON on stdout, or a progress bar on stderr."""
+    if as_json:
+        yield lambda event: print(json.dumps(event, ensure_ascii=False), flush=True)
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=0, unit="step", smoothing=0.1) as bar:
+        yield lambda event: _show(bar, event)
+
+
+def _show(bar: Any, event: Event) -> None:
+    if event["type"] == "started":
+        for reason in event["skipped"]:
+            bar.write(f"skipped: {reason}", file=sys.stderr)
+        bar.reset(event["steps"])
+        bar.initial = bar.n = event["step"]
+    elif event["type"] == "step":
+        bar.set_postfix(loss=f"{event['loss']:.4f}", lr=f"{event['lr']:.2e}", refresh=False)
+        bar.update(1)
+    elif event["type"] in ("sample", "saved"):
+        bar.write(f"step {event['step']}: {event.get('picture') or event.get('path')}", file=sys.stderr)

@@ -1,0 +1,49 @@
+"""Two small pictures, and jobs on them short enough for a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from lib_lora.train.config import JobConfig, make_job
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two captioned pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, colour in (("one", "red"), ("two", "blue")):
+        picture = Image.new("RGB", (96, 64), "white")
+        ImageDraw.Draw(picture).ellipse((20, 10, 70, 55), fill=colour)
+        picture.save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"a {colour} {{trigger}} toy", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def make(pictures: Path, tmp_path: Path) -> Callable[..., JobConfig]:
+    """`make(section__name=value)`: a job of 4 steps on the two pictures, in a folder of its own."""
+
+    def build(**changes: Any) -> JobConfig:
+        values: dict[str, Any] = {
+            "data.folder": str(pictures),
+            "data.trigger": "sks",
+            "data.resolution": 64,
+            "network.rank": 4,
+            "network.alpha": 4.0,
+            "optimizer.lr": 1e-3,
+            "optimizer.te_lr": 1e-3,
+            "training.steps": 4,
+            "training.batch_size": 2,
+            "training.seed": 7,
+            "output.folder": str(tmp_path / "runs"),
+            "output.name": "toy",
+            "output.dtype": "fp32",
+        }
+        return make_job({**values, **{key.replace("__", "."): value for key, value in changes.items()}})
+
+    return build

@@ -1,0 +1,88 @@
+"""Settings: declared once, checked, and the same after a trip through TOML."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lib_lora.errors import BadConfig
+from lib_lora.train.config import dump_job, fields, find, load_job, make_job
+from lib_lora.train.presets import PRESETS, preset_job
+
+
+def test_every_setting_has_help_and_a_default_it_accepts() -> None:
+    for item in fields():
+        assert item.help and "\n" not in item.help
+        assert item.check(item.default) == item.default
+        assert find(item.key) == item
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"])),
+    prompts=st.lists(st.text(st.characters(exclude_categories=["Cs"]))),
+    rate=st.floats(0, 10),
+    epochs=st.none() | st.integers(1, 1000),
+)
+def test_toml_round_trip(tmp_path: Path, text: str, prompts: list[str], rate: float, epochs: int | None) -> None:
+    values = {"data.trigger": text, "sample_prompts": prompts, "optimizer.lr": rate, "training.epochs": epochs}
+    job = make_job(values)
+    (tmp_path / "job.toml").write_bytes(dump_job(job).encode())
+    assert load_job(tmp_path / "job.toml") == job
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("training.steps=0", ["training.steps", "0", "from 1 to"]),
+        ("training.steps=many", ["training.steps", "'many'", "whole number"]),
+        ("training.steps=1.5", ["training.steps", "1.5"]),
+        ("optimizer.lr=NaN", ["optimizer.lr", "from 0 to 10"]),
+        ("data.resolution=100", ["data.resolution", "100", "multiple of 64"]),
+        ("network.type=loha", ["network.type", "'loha'", "lora, locon"]),
+        ("data.flip=1", ["data.flip", "true or false"]),
+        ("network.dim=4", ["network.dim", "unknown", "network.rank"]),
+        ("steps", ["'steps'", "="]),
+        ("output.name=a/b", ["output.name", "a/b"]),
+        ("output.sample_prompts=[1]", ["output.sample_prompts", "list of texts"]),
+        ("train_unet=false", ["network.train_unet", "network.train_text_encoder"]),
+    ],
+)
+def test_errors_name_field_value_and_what_is_accepted(override: str, names: list[str]) -> None:
+    with pytest.raises(BadConfig) as caught:
+        make_job({}, [override])
+    for name in names:
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[training]\nsteps = 'x'\n", "training.steps = 'x'"),
+        ("[training]\nfoo = 1\n", "training.foo"),
+        ("[trainig]\nsteps = 1\n", "[trainig]"),
+        ("steps = 1\n", "[steps]"),
+        ("[training\n", "not valid TOML"),
+    ],
+)
+def test_bad_job_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BadConfig, match=re.escape(message)):
+        load_job(path)
+
+
+def test_overrides_win_and_short_names_do() -> None:
+    job = make_job({"training.steps": 5}, ["steps=6", "sample_prompts=a, b", "epochs=3"])
+    assert (job.training.steps, job.output.sample_prompts, job.training.epochs) == (6, ("a, b",), 3)
+
+
+def test_presets_are_valid_and_unknown_ones_refused() -> None:
+    for name in PRESETS:
+        assert preset_job(name, {"data.trigger": "sks"}).data.trigger == "sks"
+    with pytest.raises(BadConfig, match="'huge'"):
+        preset_job("huge")

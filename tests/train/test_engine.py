@@ -1,0 +1,195 @@
+"""Whole runs on real modules: what they write, that they are exact, and that the base is untouched."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lib_lora.errors import BadConfig, BadDataset, Cancelled, TrainingFailed
+from lib_lora.files.codec import read_network
+from lib_lora.models.diffusers_model import DiffusersModel
+from lib_lora.train.config import JobConfig
+from lib_lora.train.engine import train
+from lib_lora.train.jobs import Run
+
+Make = Callable[..., JobConfig]
+
+
+def checksum(model: DiffusersModel) -> str:
+    digest = hashlib.sha256()
+    for root in (*model.roots().values(), model.vae):
+        for tensor in root.state_dict().values():
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Stop:
+    """Asks to cancel after so many steps."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.events = after, list[dict[str, Any]]()
+
+    def __call__(self) -> bool:
+        return sum(event["type"] == "step" for event in self.events) >= self.after
+
+
+def test_a_run_from_start_to_end(make: Make, tiny_model: DiffusersModel, tmp_path: Path) -> None:
+    job = make(
+        network__type="locon", network__train_text_encoder=True, training__offset_noise=0.1, training__clip=0.5,
+        training__steps=2, data__flip=True, output__save_every=1, output__sample_every=1, output__sample_steps=1,
+        output__network_folder=str(tmp_path / "networks"),
+    )  # fmt: skip
+    before, rng = checksum(tiny_model), torch.get_rng_state()
+    events: list[dict[str, Any]] = []
+    result = train(job, tiny_model, on_event=events.append)
+    assert checksum(tiny_model) == before
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert not any(p.requires_grad or p.grad is not None for p in tiny_model.unet.parameters())
+    run = Run.open(result.folder)
+    assert run.events() == events
+    assert [e["type"] for e in events] == [
+        "started", "step", "sample", "saved", "step", "sample", "saved", "finished",
+    ]  # fmt: skip
+    assert events[1] | {"step": 1, "steps": 2, "epoch": 1, "lr": 1e-3} == events[1]
+    assert sorted(p.name for p in run.samples.iterdir()) == ["000001-0.png", "000002-0.png"]
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["state.safetensors", "toy-000001.safetensors"]
+    assert (run.job(), run.status().state, run.status().file) == (job, "finished", str(result.file))
+    assert result.file == tmp_path / "networks" / "toy.safetensors"
+    network = read_network(result.file)
+    assert network.parts()["te1"] == 72
+    assert network.parts()["unet"] > 192
+    assert network.unknown == ()
+    assert network.metadata["ss_steps"] == "2"
+    assert network.metadata["ss_base_model_version"] == "sd_v1"
+    assert network.metadata["modelspec.trigger_phrase"] == "sks"
+    assert '"a red sks toy": 1' in network.metadata["ss_tag_frequency"]
+
+
+def test_equal_seeds_equal_files_and_previews_change_nothing(make: Make, tiny_model: DiffusersModel) -> None:
+    first = train(make(), tiny_model).file.read_bytes()
+    torch.manual_seed(1234)
+    again = train(make(output__sample_every=2, output__sample_steps=1), tiny_model).file.read_bytes()
+    other = train(make(training__seed=8), tiny_model).file.read_bytes()
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit"])
+def test_resume_is_bit_equal(make: Make, tiny_model: DiffusersModel, name: str) -> None:
+    if name == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    job = make(
+        optimizer__name=name, optimizer__schedule="cosine", optimizer__warmup_steps=1, data__flip=True,
+        training__epochs=3, training__batch_size=1, training__accumulation=1,
+    )  # fmt: skip
+    whole = train(job, tiny_model)
+    assert whole.steps == 6
+    stop = Stop(3)
+    with pytest.raises(Cancelled, match="step 3 of 6"):
+        train(job, tiny_model, on_event=stop.events.append, cancel=stop)
+    folder = Path(stop.events[0]["folder"])
+    assert Run.open(folder).status().state == "cancelled"
+    assert (folder / "checkpoints" / "toy-000003.safetensors").is_file()
+    events: list[dict[str, Any]] = []
+    resumed = train(job, tiny_model, on_event=events.append, resume=folder)
+    assert (events[0]["step"], resumed.folder) == (3, folder)
+    assert resumed.file.read_bytes() == whole.file.read_bytes()
+
+
+def test_loss_falls_on_two_pictures(make: Make, tiny_model: DiffusersModel) -> None:
+    from lib_lora.train.attach import attach
+    from lib_lora.train.latents import Visit
+    from lib_lora.train.session import prepare
+
+    job = make(training__steps=30, network__rank=8, network__alpha=8.0, optimizer__lr=5e-3, training__min_snr_gamma=0.0)
+    network = read_network(train(job, tiny_model).file)
+    session = prepare(job, tiny_model)
+    visits = [Visit(index, 10_000 + turn, index) for turn in range(4) for index in range(2)]
+    with torch.no_grad():
+        before = session.losses(visits).mean()
+        with attach(tiny_model, network.layers):
+            after = session.losses(visits).mean()
+    assert after < 0.9 * before
+
+
+def test_accumulation_equals_a_larger_batch(make: Make, tiny_model: DiffusersModel) -> None:
+    files = [
+        train(make(training__batch_size=batch, training__accumulation=parts, training__steps=2), tiny_model).file
+        for batch, parts in ((2, 1), (1, 2))
+    ]
+    whole, parts = (read_network(file).layers for file in files)
+    for key, layer in whole.items():
+        for one, two in zip(layer.parameters(), parts[key].parameters()):
+            assert torch.allclose(one, two, rtol=0, atol=1e-6), key
+
+
+def test_checkpointing_trains_the_same(make: Make, tiny_model: DiffusersModel) -> None:
+    files = [
+        train(make(training__checkpointing=on, training__steps=2, output__name="x"), tiny_model).file
+        for on in (False, True)
+    ]
+    plain, recomputed = (read_network(file).layers for file in files)
+    for key, layer in plain.items():
+        for one, two in zip(layer.parameters(), recomputed[key].parameters()):
+            assert torch.allclose(one, two, atol=1e-6), key
+
+
+def test_random_crop_and_metadata_of_v_prediction(make: Make, tiny_model: DiffusersModel) -> None:
+    job = make(data__crop="random", base__prediction="v_prediction", training__steps=1)
+    assert read_network(train(job, tiny_model).file).metadata["modelspec.prediction_type"] == "v"
+
+
+def test_nan_is_told_with_advice_and_the_last_good_state_kept(
+    make: Make, tiny_model: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    honest = DiffusersModel.predict
+
+    def broken(self: DiffusersModel, *args: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return honest(self, *args) * (float("nan") if len(calls) > 2 else 1.0)
+
+    monkeypatch.setattr(DiffusersModel, "predict", broken)
+    job = make()
+    with pytest.raises(TrainingFailed, match=r"step 3: loss = nan.*optimizer.lr.*after step 2 is saved"):
+        train(job, tiny_model)
+    run = Run(Path(job.output.folder) / "toy")
+    assert run.status().state == "failed"
+    monkeypatch.undo()
+    assert train(job, tiny_model, resume=run.folder).file.read_bytes() == train(job, tiny_model).file.read_bytes()
+
+
+def test_out_of_memory_saves_first_and_hooks_are_gone(
+    make: Make, tiny_model: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    honest = DiffusersModel.predict
+
+    def full(self: DiffusersModel, *args: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return honest(self, *args)
+
+    monkeypatch.setattr(DiffusersModel, "predict", full)
+    job = make()
+    with pytest.raises(TrainingFailed, match=r"out of memory at step 2.*batch_size.*after step 1 is saved"):
+        train(job, tiny_model)
+    assert (Path(job.output.folder) / "toy" / "checkpoints" / "state.safetensors").is_file()
+    assert not any(module._forward_hooks for module in tiny_model.unet.modules())
+
+
+def test_errors_before_the_first_step(make: Make, tiny_model: DiffusersModel, tmp_path: Path) -> None:
+    with pytest.raises(BadDataset):
+        train(make(data__folder=str(tmp_path / "none")), tiny_model)
+    assert Run(tmp_path / "runs" / "toy").status().state == "failed"
+    with pytest.raises(BadConfig, match="not a run's folder"):
+        train(make(), tiny_model, resume=tmp_path)
+    done = train(make(training__steps=1), tiny_model)
+    with pytest.raises(BadConfig, match="other layers"):
+        train(make(network__rank=2), tiny_model, resume=done.folder)
