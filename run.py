@@ -24,7 +24,7 @@ VENV = ROOT / ".venv"
 STAMP = "lorakit.json"  # in .venv: "making" while it is being filled, then "ready" and what it was filled with
 KNOWN = ((3, 11), (3, 10))  # the versions that the first lock has wheels for, best first
 NEWEST = (3, 12)  # from here on the second lock, requirements/newest.txt
-SIZES = {"base": "330 MB", "dev": "470 MB", "newest": "430 MB", "cuda": "2.6 GB"}
+SIZES = {"base": "320 MB", "dev": "430 MB", "newest": "360 MB", "cuda": "2.5 GB"}  # downloads; cuda: besides
 
 
 class SetupError(Exception):
@@ -187,7 +187,8 @@ def fill(python: str, version: tuple[int, int], level: str) -> None:
     files, log = lock_files(version, level), VENV / "install.log"
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
     name = "newest" if version >= NEWEST else level
-    print(f"Installing about {SIZES[name]} of packages into {VENV} (once; this takes a minute or a few) ...")
+    size = SIZES[name] + (f" and {SIZES['cuda']} for CUDA" if has_nvidia() else "")
+    print(f"Installing packages into {VENV} (once: a download of about {size}, a minute or a few) ...")
     for choice in torch_choices(files[0], sys.platform, has_nvidia()):
         if run_logged([*pip, choice, "-c", str(files[0])], log) == 0:
             break

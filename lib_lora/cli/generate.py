@@ -58,11 +58,7 @@ def run(args: argparse.Namespace) -> int:
     path = args.checkpoint if args.checkpoint is not None else default_checkpoint()
     width, height = parse_size(args.size) if args.size else _default_size(path)
     prompt, tags = extract(args.prompt)
-    for folder in args.networks or ():
-        if not folder.is_dir():
-            raise BadConfig(f"--networks {str(folder)!r} is no folder; give the one with the network files")
-    if args.out.suffix.lower() != ".png":
-        raise BadConfig(f"--out {str(args.out)!r} does not end in .png; give a .png file")
+    _check_paths(args)
 
     # Only now: importing torch takes seconds, and bad input should be told at once.
     import torch
@@ -99,6 +95,14 @@ def run(args: argparse.Namespace) -> int:
     files = _write_all(images, args.out, replace(request, prompts=[args.prompt]), model.name)
     _tell(args.json, files, request, report, time.perf_counter() - began)
     return 0
+
+
+def _check_paths(args: argparse.Namespace) -> None:
+    for folder in args.networks or ():
+        if not folder.is_dir():
+            raise BadConfig(f"--networks {str(folder)!r} is no folder; give the one with the network files")
+    if args.out.suffix.lower() != ".png":
+        raise BadConfig(f"--out {str(args.out)!r} does not end in .png; give a .png file")
 
 
 def parse_size(text: str) -> tuple[int, int]:

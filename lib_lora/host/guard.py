@@ -27,7 +27,7 @@ def checksums(root: nn.Module) -> dict[str, int]:
     found = {}
     for name, parameter in root.named_parameters():
         raw = parameter.detach().contiguous().flatten().view(torch.uint8).cpu()
-        found[name] = zlib.crc32(raw.numpy())
+        found[name] = zlib.crc32(raw.numpy().tobytes())
     return found
 
 

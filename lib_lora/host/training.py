@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lib_lora.errors import LoraError, TrainingFailed
+from lib_lora.errors import BadConfig, LoraError, TrainingFailed
 from lib_lora.host.webui import WebuiHost
 from lib_lora.train.config import JobConfig
 from lib_lora.ui.service import BackgroundService
@@ -25,6 +25,7 @@ def make_service(host: WebuiHost, new_files: Callable[[], None]) -> BackgroundSe
 
     def run(job: JobConfig, on_event: Callable[[Mapping[str, Any]], None], cancelled: Callable[[], bool]) -> Path:
         _require_packages()
+        _require_allowed(host, job)
         try:
             file: Path = host.exclusive(lambda: _train(host, job, on_event, cancelled))
         except LoraError:
@@ -72,6 +73,18 @@ def _train(
 
     # The webui's own Interrupt button stops a run as well.
     return train(job, host.model(), on_event=tell, cancel=lambda: cancelled() or bool(state.interrupted)).file
+
+
+def _require_allowed(host: WebuiHost, job: JobConfig) -> None:
+    """Raises BadConfig if others can reach the page and the pictures are not in a folder that they may use."""
+    options = host.webui.shared.cmd_opts
+    exposed = getattr(options, "disable_extension_access", False) or getattr(options, "hide_ui_dir_config", False)
+    home, folder = host.data_folder().resolve(), Path(job.data.folder).expanduser().resolve()
+    if exposed and not folder.is_relative_to(home):
+        raise BadConfig(
+            f"data.folder = {job.data.folder!r} is outside of {str(home)!r}, and this webui is open to others "
+            "(--listen, --share or --hide-ui-dir-config); put the pictures into a folder in there"
+        )
 
 
 def _require_packages() -> None:

@@ -70,12 +70,13 @@ def start_from_averages(vae: Any) -> None:
     A colour c travels as the pair (c, -c) in two neighbouring channels: a pair has mean 0 in its norm group, and
     silu(z) - silu(-z) = z, so the last norm and activation of either half let it through.
     """
-    for name, module in [*vae.encoder.named_modules(), *vae.decoder.named_modules()]:
+    modules: list[tuple[str, Any]] = [*vae.encoder.named_modules(), *vae.decoder.named_modules()]
+    for name, module in modules:
         if name.endswith((".conv2", "to_out.0")):
             module.weight *= 0.3
             module.weight[:6] *= 0.1
             module.bias.zero_()
-        elif isinstance(module, torch.nn.Conv2d) and ("conv_shortcut" in name or "samplers" in name):
+        elif hasattr(module, "kernel_size") and ("conv_shortcut" in name or "samplers" in name):
             module.weight[:6] = 0
             module.bias[:6] = 0
             for c in range(6):

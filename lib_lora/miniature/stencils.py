@@ -17,11 +17,10 @@ class Layer:
     outline: Polygon
 
 
-def arc(
-    cx: float, cy: float, rx: float, ry: float, start: float = 0.0, stop: float = 360.0, steps: int = 40
-) -> Polygon:
-    """Points on an ellipse from `start` to `stop` degrees, both ends included."""
-    angles = [math.radians(start + (stop - start) * i / steps) for i in range(steps + 1)]
+def arc(cx: float, cy: float, rx: float, ry: float, span: tuple[float, float] = (0.0, 360.0)) -> Polygon:
+    """41 points on an ellipse about (cx, cy), through the angles of `span` in degrees, both ends included."""
+    start, stop = span
+    angles = [math.radians(start + (stop - start) * i / 40) for i in range(41)]
     return tuple((cx + rx * math.cos(a), cy + ry * math.sin(a)) for a in angles)
 
 

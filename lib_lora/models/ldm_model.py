@@ -29,7 +29,8 @@ def why_not(model: Any) -> str | None:
     embedder = _embedder(model)
     if not hasattr(getattr(embedder, "transformer", None), "text_model"):
         return f"its text encoder is a {type(embedder).__name__}, not CLIP as in Stable Diffusion 1"
-    return None
+    kind = getattr(model, "parameterization", "eps")
+    return None if kind in PREDICTIONS else f"it predicts {kind!r}, neither eps nor v"
 
 
 class LdmModel:
@@ -52,15 +53,8 @@ class LdmModel:
         self.embedder: Any = _embedder(model)
         info = getattr(model, "sd_checkpoint_info", None)
         self.name = str(getattr(info, "name_for_extra", None) or "checkpoint")
+        self.prediction_type = PREDICTIONS[getattr(model, "parameterization", "eps")]
         self._modules: dict[LayerKey, nn.Module] = {}
-
-    @property
-    def prediction_type(self) -> str:
-        """From ldm's `parameterization`; raises WrongBaseModel for one that is neither eps nor v."""
-        kind = getattr(self.model, "parameterization", "eps")
-        if kind not in PREDICTIONS:
-            raise WrongBaseModel(f"parameterization {kind!r} is not supported; use an eps or v checkpoint")
-        return PREDICTIONS[kind]
 
     def roots(self) -> Mapping[str, nn.Module]:
         """The UNet and the HF text encoder."""

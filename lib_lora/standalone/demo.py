@@ -31,6 +31,7 @@ from lib_lora.train.images import open_picture
 TRIGGER = "sks"
 STRENGTHS = (0.0, 0.5, 1.0)
 SEEDS = (1, 2)
+CFG = 4.0
 MINIATURE_SETTINGS: dict[str, Any] = {
     "network.rank": 16,
     "network.alpha": 16.0,
@@ -61,6 +62,7 @@ class Plan:
     prompts: tuple[str, ...]
     settings: dict[str, Any]
     size: int
+    steps: int = 20
 
 
 def run_demo(photos: Path | None, class_word: str | None, checkpoint: Path | None, out: Path) -> int:
@@ -77,14 +79,21 @@ def run_demo(photos: Path | None, class_word: str | None, checkpoint: Path | Non
 
 
 def _run(photos: Path | None, class_word: str | None, checkpoint: Path | None, out: Path) -> None:
-    began = time.monotonic()
     tiny = checkpoint is None
-    plan = _plan(photos, class_word, tiny, out)
-    model = load_checkpoint(checkpoint or checkpoint_path())
+    carry_out(_plan(photos, class_word, tiny, out), checkpoint or checkpoint_path(), out)
+    if tiny and photos is not None:
+        print("The miniature knows drawings only: on photographs this proves the way, not the quality.")
+        print("For real results name a Stable Diffusion 1.x checkpoint: --checkpoint FILE.safetensors")
+
+
+def carry_out(plan: Plan, checkpoint: Path, out: Path) -> dict[str, float]:
+    """Train, draw, score, and write `comparison.png` and `scores.json` into `out`; the scores by strength."""
+    began = time.monotonic()
+    model = load_checkpoint(checkpoint)
     job = make_job(
         {
             **plan.settings,
-            "base.checkpoint": str(checkpoint or checkpoint_path()),
+            "base.checkpoint": str(checkpoint),
             "data.folder": str(plan.photos),
             "data.trigger": TRIGGER,
             "data.class_word": plan.class_word,
@@ -98,13 +107,10 @@ def _run(photos: Path | None, class_word: str | None, checkpoint: Path | None, o
     file = _train(job, model)
     rows = draw_rows(model, plan, file)
     scores = {f"{s:g}": subject_score([p for row in rows for p in row.at(s)], references) for s in STRENGTHS}
-    sheet = comparison_sheet(references, rows, STRENGTHS, scores)
-    sheet.save(out / "comparison.png")
+    comparison_sheet(references, rows, STRENGTHS, scores).save(out / "comparison.png")
     (out / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
     _tell(out, file, scores, time.monotonic() - began)
-    if tiny and photos is not None:
-        print("The miniature knows drawings only: on photographs this proves the way, not the quality.")
-        print("For real results name a Stable Diffusion 1.x checkpoint: --checkpoint FILE.safetensors")
+    return scores
 
 
 def _plan(photos: Path | None, class_word: str | None, tiny: bool, out: Path) -> Plan:
@@ -146,7 +152,6 @@ def draw_rows(model: DiffusionModel, plan: Plan, file: Path) -> list[Row]:
     from tqdm import tqdm
 
     runtime = Runtime(NetworkLibrary([file.parent]))
-    steps = 20
     jobs = [(prompt, strength) for prompt in plan.prompts for strength in STRENGTHS]
     rows = [Row(prompt, seed, {}) for prompt in plan.prompts for seed in SEEDS]
     try:
@@ -156,7 +161,7 @@ def draw_rows(model: DiffusionModel, plan: Plan, file: Path) -> list[Row]:
             report = runtime.activate(model, requests)
             if report.errors:
                 raise LoraError("; ".join(report.errors))
-            pictures = _draw(model, text, plan.size, steps)
+            pictures = _draw(model, text, plan)
             for row in rows:
                 if row.prompt == prompt:
                     row.pictures[strength] = pictures[SEEDS.index(row.seed)]
@@ -165,10 +170,10 @@ def draw_rows(model: DiffusionModel, plan: Plan, file: Path) -> list[Row]:
     return rows
 
 
-def _draw(model: DiffusionModel, prompt: str, size: int, steps: int) -> Sequence[Image.Image]:
+def _draw(model: DiffusionModel, prompt: str, plan: Plan) -> Sequence[Image.Image]:
     request = SampleRequest(
-        (prompt,), seed=SEEDS[0], steps=steps, cfg=4.0, width=size, height=size, batch=len(SEEDS)
-    )  # fmt: skip
+        (prompt,), seed=SEEDS[0], steps=plan.steps, cfg=CFG, width=plan.size, height=plan.size, batch=len(SEEDS)
+    )
     return sample(model, request)
 
 

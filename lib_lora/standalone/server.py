@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ from lib_lora.models.sample import SampleRequest, sample
 from lib_lora.patch.report import PatchReport
 from lib_lora.prompt import extract
 from lib_lora.runtime import Runtime
+from lib_lora.standalone.demo import MINIATURE_SETTINGS
 from lib_lora.train.config import JobConfig
 from lib_lora.train.engine import train
 from lib_lora.ui.generate_tab import Drawn, Picture
@@ -21,6 +24,7 @@ from lib_lora.ui.service import BackgroundService, Event
 
 ADDRESS = "127.0.0.1"
 MINIATURE_SIDE, SD1_SIDE = 128, 512  # pixels
+MINIATURE_RATES = ("network.alpha", "optimizer.lr", "optimizer.schedule", "optimizer.warmup_steps")
 
 
 class Standalone:
@@ -35,6 +39,7 @@ class Standalone:
         path = checkpoint or checkpoint_path()
         self.model = load_checkpoint(path, device=device)
         self.side = MINIATURE_SIDE if checkpoint is None else SD1_SIDE
+        self.rates = {key: MINIATURE_SETTINGS[key] for key in MINIATURE_RATES} if checkpoint is None else {}
         self.folder, self.runs = networks, runs
         self.folder.mkdir(parents=True, exist_ok=True)
         self.runtime = Runtime(NetworkLibrary([self.folder]))
@@ -44,6 +49,7 @@ class Standalone:
     def defaults(self) -> Mapping[str, Any]:
         """Settings of this host, laid over every preset."""
         return {
+            **self.rates,
             "data.resolution": self.side,
             "output.folder": str(self.runs),
             "output.network_folder": str(self.folder),
@@ -104,7 +110,19 @@ def serve(
     """
     from lib_lora.ui.page import build, launch
 
+    _require_free(port)
     program = Standalone(checkpoint, networks, runs)
     page = build(program, program.trainer)
     launch(page, ADDRESS, port, block)
     return program, page
+
+
+def _require_free(port: int) -> None:
+    """Told before the model is loaded. Raises BadConfig."""
+    with socket.socket() as probe:
+        if os.name != "nt":  # as servers do: a port that was in use a moment ago is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ADDRESS, port))
+        except (OSError, OverflowError) as error:
+            raise BadConfig(f"port {port} on {ADDRESS} cannot be used ({error}); give another with --port") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,11 @@ def save_state(path: Path, layers: Layers, optimizer: torch.optim.Optimizer, ste
     """
     tensors: dict[str, Tensor] = dict(_parameters(layers))
     plain: dict[str, Any] = {}
-    for index, values in optimizer.state_dict()["state"].items():
-        for name, value in values.items():
-            where = f"{OPTIMIZER}/{index}/{name}"
-            if isinstance(value, Tensor):
-                tensors[where] = value
-            else:
-                plain[where] = value
+    for where, value in _flat(OPTIMIZER, optimizer.state_dict()["state"]):
+        if isinstance(value, Tensor):
+            tensors[where] = value
+        else:
+            plain[where] = value
     write_tensors(path, tensors, {"step": str(step), "plain": json.dumps(plain)})
 
 
@@ -47,12 +45,23 @@ def load_state(path: Path, layers: Layers, optimizer: torch.optim.Optimizer) -> 
     _fill_layers(path, layers, tensors)
     values: dict[int, dict[str, Any]] = {}
     for where, value in {**tensors, **plain}.items():
-        kind, _, rest = where.partition("/")
+        kind, index, *between = where.split("/")
         if kind == OPTIMIZER:
-            index, _, name = rest.partition("/")
-            values.setdefault(int(index), {})[name] = value
+            table = values.setdefault(int(index), {})
+            for name in between[:-1]:
+                table = table.setdefault(name, {})
+            table[between[-1]] = value
     optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
     return step
+
+
+def _flat(where: str, tree: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """The leaves of nested tables with their paths; 8-bit optimizers keep tables within a parameter's table."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(f"{where}/{name}", value)
+        else:
+            yield f"{where}/{name}", value
 
 
 def _parameters(layers: Layers) -> dict[str, nn.Parameter]:

@@ -85,12 +85,7 @@ def _step(session: Session, record: _Record) -> float:
     """One optimizer step; returns its loss."""
     training, step = session.job.training, record.step
     record.rate = set_rates(session.optimizer, rate_factor(session.job.optimizer, step, session.plan.steps))
-    visits = session.plan.visits(step)
-    total = torch.zeros((), device=session.device)
-    for start in range(0, len(visits), training.batch_size):
-        loss = session.losses(visits[start : start + training.batch_size]).sum() / len(visits)
-        session.accelerator.backward(loss)
-        total += loss.detach()
+    total = session.backward(step)
     norm = session.accelerator.clip_grad_norm_(session.parameters(), training.clip or math.inf)
     value, size = torch.stack([total, norm.to(total)]).tolist()  # the step's one wait for the device
     if not (math.isfinite(value) and math.isfinite(size)):
@@ -155,24 +150,24 @@ class _Record:
         steps = self.session.plan.steps if self.session else 0
         saved = self._save(error)
         if isinstance(error, Cancelled):
-            message = f"{error}; go on with: --resume ({saved})" if saved else str(error)
+            message = f"{error}; resume to go on{saved}"
             self.send(stamp("cancelled", step=self.step, steps=steps, message=message))
             raise Cancelled(message) from None
-        message = str(error) if isinstance(error, LoraError) else _explain(error, self.step + 1)
-        if saved:
-            message += f" (the state after step {self.step} is saved in {saved})"
+        message = (str(error) if isinstance(error, LoraError) else _explain(error, self.step + 1)) + saved
         self.send(stamp("failed", step=self.step, steps=steps, message=message))
         if isinstance(error, TrainingFailed) or (isinstance(error, Exception) and not isinstance(error, LoraError)):
             raise TrainingFailed(message) from error
 
-    def _save(self, error: BaseException) -> Path | None:
+    def _save(self, error: BaseException) -> str:
+        """Keep what was reached; says where, or why not."""
         if self.outputs is None or not self.whole or (self.step == self.first and not isinstance(error, Cancelled)):
-            return None
-        if isinstance(error, (OSError, BadFile)):  # the disk is the trouble: the last state stays what it is
-            return None
-        if isinstance(error, Cancelled):
-            self.outputs.keep_network(self.step)
-        return self.outputs.keep_state(self.step)
+            return ""
+        try:
+            if isinstance(error, Cancelled):
+                self.outputs.keep_network(self.step)
+            return f" (the state after step {self.step} is saved in {self.outputs.keep_state(self.step)})"
+        except BadFile as trouble:
+            return f" (the state after step {self.step} could not be saved: {trouble})"
 
 
 def _explain(error: BaseException, step: int) -> str:

@@ -53,6 +53,16 @@ class Session:
         output = self.model.predict(noisy, chance.timesteps.to(self.device), text)
         return self.objective.losses(output, self.objective.target(clean, noise, chance.timesteps), chance.timesteps)
 
+    def backward(self, step: int) -> Tensor:
+        """Add up the gradients of a step's mean loss, batch by batch; returns that loss as a tensor without a wait."""
+        visits, size = self.plan.visits(step), self.job.training.batch_size
+        total = torch.zeros((), device=self.device)
+        for start in range(0, len(visits), size):
+            loss = self.losses(visits[start : start + size]).sum() / len(visits)
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
     def parameters(self) -> list[Tensor]:
         """Every trained tensor."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -65,7 +65,9 @@ def add(service: GenerateService) -> None:
             numbers = _numbers(service)
             go = gr.Button("Generate", variant="primary", elem_id="lorakit_generate")
         with gr.Column(scale=2, min_width=340):
-            gallery = gr.Gallery(label="Pictures", columns=2, height=420, object_fit="contain", elem_id="lorakit_out")
+            gallery = gr.Gallery(
+                label="Pictures", show_label=False, columns=2, height=420, object_fit="contain", elem_id="lorakit_out"
+            )
             report = gr.HTML(elem_id="lorakit_report")
     go.click(
         page.generate,

@@ -6,7 +6,6 @@ import inspect
 import os
 from typing import Any
 
-from lib_lora.errors import BadConfig
 from lib_lora.ui import generate_tab, train_tab
 from lib_lora.ui.compat import api_argument, js_argument, page_script, page_style
 from lib_lora.ui.generate_tab import GenerateService
@@ -37,13 +36,10 @@ def build(generator: GenerateService, trainer: TrainService) -> Any:
 
 
 def launch(page: Any, address: str, port: int, block: bool) -> None:
-    """Serve the page; until interrupted if `block`. Raises BadConfig for a port that cannot be used."""
+    """Serve the page; until interrupted if `block`."""
     options: dict[str, Any] = {"server_name": address, "server_port": port, "share": False, "inbrowser": False}
     options |= page.lorakit_looks
     known = inspect.signature(page.launch).parameters
     if "show_api" in known:
         options["show_api"] = False
-    try:
-        page.launch(**options, prevent_thread_lock=not block, quiet=not block)
-    except OSError as error:
-        raise BadConfig(f"port {port} on {address} cannot be used ({error}); give another with --port") from error
+    page.launch(**options, prevent_thread_lock=not block, quiet=not block)

@@ -101,13 +101,15 @@ def _outcome(service: TrainService) -> tuple[Any, Any, Any]:
     import gradio as gr
 
     progress = gr.HTML(html.progress(service.status()), elem_id="lorakit_progress")
-    gallery = gr.Gallery(label="Samples", columns=4, height=300, object_fit="contain", elem_id="lorakit_samples")
     result = gr.Textbox(
         label="Prompt for the new network",
         info="appears when training has finished; copy it into a prompt",
         interactive=False,
         elem_id="lorakit_tag",
         **copy_button(gr.Textbox),
+    )
+    gallery = gr.Gallery(
+        label="Samples", show_label=False, columns=4, height=300, object_fit="contain", elem_id="lorakit_samples"
     )
     return progress, gallery, result
 

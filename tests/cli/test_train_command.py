@@ -24,7 +24,7 @@ def job_file(tmp_path: Path, tiny_checkpoint: Path) -> Path:
     path = tmp_path / "job.toml"
     path.write_text(
         f"[base]\ncheckpoint = {json.dumps(str(tiny_checkpoint))}\n"
-        f"[data]\nfolder = {json.dumps(str(folder))}\ntrigger = 'sks'\nresolution = 64\n"
+        f"[data]\nfolder = {json.dumps(str(folder))}\ntrigger = 'sks'\nresolution = 128\n"
         f"[training]\nsteps = 2\n[output]\nfolder = {json.dumps(str(tmp_path / 'runs'))}\nname = 'red'\n",
         encoding="utf-8",
     )

@@ -35,9 +35,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(
-    tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Standalone, str, int]]:
+def served(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Standalone, str, int]]:
     folder, port = tmp_path_factory.mktemp("standalone"), free_port()
     program, page = serve(port, tiny_checkpoint, folder / "networks", folder / "runs", block=False)
     yield program, f"http://{ADDRESS}:{port}", port
@@ -114,7 +112,7 @@ def test_cancel_over_http(served: tuple[Standalone, str, int], pictures: Path) -
     assert status.state == "cancelled" and not (program.folder / "long.safetensors").exists()
 
 
-def test_page_names_no_other_machine(served: tuple[Standalone, str, int]) -> None:
+def test_page_works_without_fonts_from_elsewhere(served: tuple[Standalone, str, int]) -> None:
     _, address, _ = served
     with urllib.request.urlopen(address, timeout=20) as reply:
         text = reply.read().decode()

@@ -26,18 +26,18 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(pictures: Path, tmp_path: Path) -> Callable[..., JobConfig]:
-    """`make(section__name=value)`: a job of 4 steps on the two pictures, in a folder of its own."""
+    """`make(section__name=value)`: a job of 3 steps on the two pictures, in a folder of its own."""
 
     def build(**changes: Any) -> JobConfig:
         values: dict[str, Any] = {
             "data.folder": str(pictures),
             "data.trigger": "sks",
-            "data.resolution": 64,
+            "data.resolution": 128,
             "network.rank": 4,
             "network.alpha": 4.0,
             "optimizer.lr": 1e-3,
             "optimizer.te_lr": 1e-3,
-            "training.steps": 4,
+            "training.steps": 3,
             "training.batch_size": 2,
             "training.seed": 7,
             "output.folder": str(tmp_path / "runs"),

@@ -20,7 +20,7 @@ BOTH = NetworkSection(rank=2, alpha=2.0, train_text_encoder=True)
 
 
 def run(model: DiffusersModel, prompt: str = "a toy") -> torch.Tensor:
-    noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noisy = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     return model.predict(noisy, torch.tensor([500]), model.encode_text([prompt]))
 
 

@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_made(make: Make, tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_kill_and_resume_is_bit_equal(make: Make, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Also the command line's exit codes, its --json and --resume."""
-    job = make(base__checkpoint=str(tiny_checkpoint), training__steps=12, training__batch_size=1, output__state_every=2)
+    job = make(base__checkpoint=str(tiny_checkpoint), training__steps=8, training__batch_size=1, output__state_every=2)
     (tmp_path / "job.toml").write_text(dump_job(job), encoding="utf-8")
     command = [sys.executable, "-m", "lib_lora", "train", str(tmp_path / "job.toml"), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

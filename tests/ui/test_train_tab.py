@@ -68,7 +68,9 @@ def component_ids(blocks: Any) -> set[str]:
 
 def test_page_builds_with_every_part_and_named_endpoints(service: FakeService) -> None:
     blocks = train_tab.build(service)
-    assert {"lorakit_folder", "lorakit_start", "lorakit_stop", "lorakit_refresh", "lorakit_tag"} <= component_ids(blocks)
+    assert {"lorakit_folder", "lorakit_start", "lorakit_stop", "lorakit_refresh", "lorakit_tag"} <= component_ids(
+        blocks
+    )
     config = json.dumps(blocks.get_config_file(), default=str)
     assert all(name in config for name in ("lorakit_train", "lorakit_status", "lorakit_cancel"))
     assert "a &lt;model&gt;" in config and "a <model>" not in config

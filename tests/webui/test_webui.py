@@ -24,7 +24,6 @@ from safetensors.torch import save_file
 
 from lib_lora.keys.checkpoint import checkpoint_layer_map, default_targets
 from lib_lora.miniature import place
-from tests.webui.server import Server, serving
 
 pytestmark = pytest.mark.webui
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +44,7 @@ class Shots:
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def start(serving: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`start(ours)`: a context manager that serves the webui with our extension enabled or disabled."""
     webui = os.environ.get("LORAKIT_WEBUI")
     if not webui:
@@ -77,14 +76,14 @@ def builtin(start: Any) -> Shots:
 
 
 @pytest.fixture(scope="module")
-def ours(start: Any, builtin: Shots) -> Iterator[Server]:
+def ours(start: Any, builtin: Shots) -> Iterator[Any]:
     """The webui with our extension; the other one has ended before."""
     with start(True) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def our_shots(ours: Server) -> Shots:
+def our_shots(ours: Any) -> Shots:
     return shots(ours)
 
 
@@ -106,7 +105,7 @@ def loud_network(checkpoint: Path, path: Path) -> None:
     save_file(tensors, str(path))
 
 
-def shots(server: Server) -> Shots:
+def shots(server: Any) -> Shots:
     plain, _ = server.picture(PROMPT)
     tagged, infotext = server.picture(TAGGED)
     parts, _ = server.picture(f"{PROMPT} <lora:loud:0.7:-0.4>")
@@ -142,7 +141,7 @@ def test_the_infotext_reports_layers_and_hash(builtin: Shots, our_shots: Shots) 
     assert hashes[0] == hashes[1] and hashes[0].startswith("loud: ")
 
 
-def test_a_rewritten_file_is_used_at_once_text_encoder_included(ours: Server, our_shots: Shots) -> None:
+def test_a_rewritten_file_is_used_at_once_text_encoder_included(ours: Any, our_shots: Shots) -> None:
     text_only = f"{PROMPT} <lora:loud:1:0>"
     before, _ = ours.picture(text_only)
     path = ours.data / "models" / "Lora" / "loud.safetensors"
@@ -157,12 +156,12 @@ def test_a_rewritten_file_is_used_at_once_text_encoder_included(ours: Server, ou
     assert numpy.array_equal(before, back)
 
 
-def test_a_name_without_a_file_leaves_the_picture_alone(ours: Server, our_shots: Shots) -> None:
+def test_a_name_without_a_file_leaves_the_picture_alone(ours: Any, our_shots: Shots) -> None:
     picture, _ = ours.picture(f"{PROMPT} <lora:nosuchfile:1>")
     assert numpy.array_equal(picture, our_shots.plain)
 
 
-def test_training_in_the_tab_gives_a_tag_that_works_at_once(ours: Server, our_shots: Shots, tmp_path: Path) -> None:
+def test_training_in_the_tab_gives_a_tag_that_works_at_once(ours: Any, our_shots: Shots, tmp_path: Path) -> None:
     pixels = numpy.random.default_rng(0).integers(0, 255, (2, 128, 128, 3), dtype=numpy.uint8)
     for number, picture in enumerate(pixels):
         Image.fromarray(picture).save(tmp_path / f"{number}.png")

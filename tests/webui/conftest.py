@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -100,3 +101,9 @@ def _environment() -> dict[str, str]:
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
     quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "SD_WEBUI_RESTARTING": "1", "PYTHONUNBUFFERED": "1"}
     return {**kept, **offline, **quiet, "GRADIO_SERVER_NAME": "127.0.0.1"}
+
+
+@pytest.fixture(scope="session", name="serving")
+def serving_fixture() -> Any:
+    """`serving(webui, python, data, checkpoint)`, the context manager above."""
+    return serving
