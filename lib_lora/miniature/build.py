@@ -21,7 +21,7 @@ from lib_lora.models.tokenizer import write_clip_folder
 
 log = logging.getLogger(__name__)
 SEED = 1
-VAE_STEPS, TEXT_STEPS, DECODER_STEPS = 900, 500, 600
+VAE_STEPS, TEXT_STEPS, DECODER_STEPS = 900, 500, 400
 
 
 def build(folder: Path, target: Path, threads: int = 2) -> None:

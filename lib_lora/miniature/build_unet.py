@@ -40,7 +40,7 @@ class Phase:
     last: int
 
 
-PHASES = (Phase(64, 12000, 64, 2600, 1e-3, last=900), Phase(128, 7000, 32, 2200, 8e-4, last=2200))
+PHASES = (Phase(64, 12000, 64, 2600, 1e-3, last=900), Phase(128, 7000, 32, 2200, 8e-4, last=1500))
 
 
 def schedule() -> Tensor:

@@ -17,6 +17,7 @@ from lib_lora.miniature.scenes import draw_lots
 
 log = logging.getLogger(__name__)
 SCALING = VAE_CONFIG["scaling_factor"]
+ROUGHNESS = 0.2
 
 
 def picture_pool(count: int, seed: int) -> Tensor:
@@ -126,7 +127,10 @@ def edge_loss(a: Tensor, b: Tensor) -> Tensor:
 
 
 def train_vae(folder: Path, steps: int, seed: int, *, decoder_only: bool = False) -> None:
-    """Train (or, with `decoder_only`, refine behind a fixed encoder) and leave `folder/vae.pt`."""
+    """Train (or, with `decoder_only`, refine behind a fixed encoder) and leave `folder/vae.pt`.
+
+    Refining adds noise of up to `ROUGHNESS` (1 = the latents' deviation), since latents that a UNet made have some.
+    """
     torch.manual_seed(seed)
     vae = soft_norms(new_vae())
     start_from_averages(vae)
@@ -147,8 +151,10 @@ def train_vae(folder: Path, steps: int, seed: int, *, decoder_only: bool = False
         with torch.set_grad_enabled(not decoder_only):
             posterior = vae.encode(images).latent_dist
         mean, logvar = posterior.mean, posterior.logvar
-        noise_like = torch.randn(mean.shape, generator=gen)
-        decoded = vae.decode(mean + noise_like * (0.5 * logvar).exp()).sample
+        spread = (0.5 * logvar).exp()
+        if decoder_only:
+            spread = ROUGHNESS / SCALING * torch.rand(len(images), 1, 1, 1, generator=gen)
+        decoded = vae.decode(mean + torch.randn(mean.shape, generator=gen) * spread).sample
         kl = 0.5 * (mean.pow(2) + logvar.exp() - 1 - logvar).mean()
         mse, mae = (decoded - images).pow(2).mean(), (decoded - images).abs().mean()
         loss = mse + 0.5 * mae + 0.5 * edge_loss(decoded, images) + 2e-4 * kl

@@ -44,7 +44,7 @@ def photograph(toy: Toy, count: int, size: int = 128, seed: int = 0) -> list[Pho
     while len(photos) < count:
         order = order or rng.sample(GROUNDS, len(GROUNDS))
         scene = Scene(
-            TOY, "", order.pop(), rng.choice(("", "", *SIZES)), rng.choice(("in the middle", *POSITIONS)), look=0
+            TOY, "", order.pop(), rng.choice(("", "big", *SIZES)), rng.choice(("in the middle", *POSITIONS)), look=0
         )
         pose = pose_for(scene, size, rng)
         photos.append(Photo(draw_toy(background(scene.background, size, rng.getrandbits(30)), toy, pose), scene))
