@@ -106,6 +106,8 @@ def fingerprint(version: tuple[int, int], level: str) -> str:
 
 def read_stamp(venv: Path) -> dict[str, Any]:
     """What this `.venv` holds: {"state": "absent" | "foreign" | "making" | "ready", "version", "level", "hash"}."""
+    if venv.exists() and not venv.is_dir():
+        return {"state": "foreign"}
     if not venv.exists() or not any(venv.iterdir()):
         return {"state": "absent"}
     try:
@@ -114,7 +116,7 @@ def read_stamp(venv: Path) -> dict[str, Any]:
         return {"state": "foreign"}
     except ValueError:
         return {"state": "making"}
-    return stamp if isinstance(stamp, dict) else {"state": "making"}
+    return stamp if isinstance(stamp, dict) and "state" in stamp else {"state": "making"}
 
 
 def write_stamp(venv: Path, stamp: Mapping[str, Any]) -> None:
@@ -321,6 +323,11 @@ def main(argv: Sequence[str]) -> int:
         return again(ensure_venv("dev" if args.command == "test" else "base"), argv)
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if os.environ.get("LORAKIT_INSIDE") == "1":
+            raise
+        print(f"error: {VENV} cannot be made or used ({error}); put this folder where you may write", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

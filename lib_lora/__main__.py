@@ -7,6 +7,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from lib_lora import __version__
 from lib_lora.errors import LoraError
@@ -14,9 +15,16 @@ from lib_lora.errors import LoraError
 COMMANDS = ("train", "generate", "merge", "inspect")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells a bad argument in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser with every command's options."""
-    top = argparse.ArgumentParser(prog="python -m lib_lora", description="Apply and train LoRA / LyCORIS networks.")
+    top = _Parser(prog="python -m lib_lora", description="Apply and train LoRA / LyCORIS networks.")
     top.add_argument("--version", action="version", version=__version__)
     top.add_argument("--verbose", action="store_true", help="show the log")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

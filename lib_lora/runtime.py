@@ -19,7 +19,7 @@ from lib_lora.ports import DiffusionModel
 from lib_lora.prompt import NetworkRequest
 
 log = logging.getLogger(__name__)
-FileState = tuple[Path, int, int]
+FileState = tuple[Path, int, int, int]
 
 
 class Runtime:
@@ -50,7 +50,7 @@ class Runtime:
             except LoraError as error:
                 errors.append(str(error))
                 continue
-            source = Source(entry.path, entry.mtime, entry.size, request.te, request.unet, request.dyn)
+            source = Source(entry.path, *entry.stamp[:2], request.te, request.unet, request.dyn, entry.changed)
             named.append((request.name, source))
         self._bad = {state: why for state, why in self._bad.items() if any(s.file == state for _, s in named)}
         readable = [(name, source) for name, source in named if source.file not in self._bad]
@@ -59,7 +59,7 @@ class Runtime:
             report = self.patcher.apply(model, self._load(readable))
         errors += [why for state, why in self._bad.items() if any(s.file == state for _, s in named)]
         for message in errors:
-            log.warning("%s", message)
+            log.info("%s", message)  # whoever asked tells the user
         return dataclasses.replace(report, errors=tuple(dict.fromkeys(errors)))
 
     def deactivate(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +60,10 @@ def make_tiny(clip_folder: Path) -> Callable[[int], DiffusersModel]:
 @pytest.fixture(scope="session")
 def tiny_model(make_tiny: Callable[[int], DiffusersModel]) -> DiffusersModel:
     """The shared tiny model. Whoever changes a weight must change it back; use `make_tiny` otherwise."""
-    return make_tiny(0)
+    model = make_tiny(0)
+    gc.collect()
+    gc.freeze()  # accelerate collects garbage after every run: over torch's and gradio's modules that takes seconds
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,3 +174,41 @@ def test_help_needs_no_packages() -> None:
         [sys.executable, "-S", str(ROOT / "run.py"), "--help"], capture_output=True, text=True, env=environ, check=False
     )
     assert done.returncode == 0 and "demo" in done.stdout and "test" in done.stdout
+
+
+def test_a_file_in_place_of_the_venv_is_left_alone(run: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / ".venv").write_text("mine")
+    assert run.read_stamp(tmp_path / ".venv")["state"] == "foreign"
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / run.STAMP).write_text("{}")
+    assert run.read_stamp(tmp_path / "half")["state"] == "making"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(level: str) -> Path:
+        raise PermissionError(13, "Permission denied", "/x/.venv")
+
+    monkeypatch.delenv("LORAKIT_INSIDE", raising=False)
+    monkeypatch.setattr(run, "ensure_venv", refuse)
+    assert run.main(["demo"]) == 2
+    error = capsys.readouterr().err
+    assert "Permission denied" in error and error.count("\n") == 1
+
+
+def test_windows_takes_its_own_paths_and_waits_for_the_child(run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def child(command: list[str], **_: Any) -> Any:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 7)
+
+    venv = Path("a folder with spaces") / ".venv"
+    monkeypatch.setattr(run.subprocess, "run", child)
+    monkeypatch.setattr(run, "os", SimpleNamespace(**{**vars(os), "name": "nt"}))  # pathlib stays what it is
+    python = run.venv_python(venv)
+    code = run.again(python, ["demo", "--class", "my dog"])
+    py = ["py", "-3.11"] in list(run.candidates({"LORAKIT_PYTHON": ""}))
+    assert python.parts[-3:] == (".venv", "Scripts", "python.exe")
+    assert code == 7 and py and asked[0][0] == str(python) and asked[0][2:] == ["demo", "--class", "my dog"]

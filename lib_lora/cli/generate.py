@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_paths(args: argparse.Namespace) -> None:
     for folder in args.networks or ():
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # unlike Path's, false for names too long
             raise BadConfig(f"--networks {str(folder)!r} is no folder; give the one with the network files")
     if args.out.suffix.lower() != ".png":
         raise BadConfig(f"--out {str(args.out)!r} does not end in .png; give a .png file")

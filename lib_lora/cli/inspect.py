@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"error: {error}", file=sys.stderr)
     if args.json:
         print(json.dumps(shown, ensure_ascii=False, indent=2))
-    else:
+    elif shown:
         print("\n\n".join("\n".join(lines(facts)) for facts in shown))
     return 2 if failed else 0
 

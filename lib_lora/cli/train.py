@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -58,7 +59,7 @@ def load_model(job: JobConfig, device: str | None = None) -> Any:
 
     from lib_lora.models.checkpoint import load_checkpoint
 
-    path = Path(job.base.checkpoint).expanduser() if job.base.checkpoint else default_checkpoint()
+    path = Path(os.path.expanduser(job.base.checkpoint)) if job.base.checkpoint else default_checkpoint()
     return load_checkpoint(path, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -66,7 +67,7 @@ def run_to_resume(path: Path, job: JobConfig) -> Path | None:
     """The folder `path` is the job.toml of, or else the newest run of that name in output.folder; None without one."""
     if path.name == JOB and (path.parent / "checkpoints").is_dir():
         return path.parent
-    for found in list_runs(Path(job.output.folder).expanduser()):
+    for found in list_runs(os.path.expanduser(job.output.folder)):
         if found.job().output.name == job.output.name:
             return found.folder
     return None

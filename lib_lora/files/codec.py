@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def read_outline(path: str | Path) -> Network:
         def outline(name: str) -> Tensor:
             info = header.tensors[name]
             dtype = torch_dtype(info.dtype)
-            alone = len(info.shape) == 0 or dtype is None  # dtype None: let the reader name the fault
+            alone = math.prod(info.shape) == 1 or dtype is None  # dtype None: let the reader name the fault
             return read(name) if alone else torch.empty(info.shape, dtype=dtype, device="meta")
 
         return _network(path, header, outline)

@@ -13,18 +13,27 @@ from lib_lora.errors import BadFile, NetworkNotFound
 from lib_lora.files.tensors import read_header
 
 SUFFIX = ".safetensors"
-Stamp = tuple[int, int]
+Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file. `name` is its stem, `relative` its path inside the library without suffix, with `/`; mtime in ns."""
+    """One file. `name` is its stem, `relative` its path inside the library without suffix, with `/`; times in ns.
+
+    `changed` is the time of the file's entry itself: it tells a copy that brought its old mtime along.
+    """
 
     path: Path
     name: str
     relative: str
     mtime: int
     size: int
+    changed: int = 0
+
+    @property
+    def stamp(self) -> Stamp:
+        """What tells one state of the file from another."""
+        return self.mtime, self.size, self.changed
 
 
 class NetworkLibrary:
@@ -67,6 +76,8 @@ class NetworkLibrary:
         Its mtime and size are those of this moment. Raises NetworkNotFound if there is none, or several.
         """
         wanted = name.replace("\\", "/").removesuffix(SUFFIX)
+        if not wanted:  # would be the alias of every file that has none
+            raise NetworkNotFound(f"{name!r} names no network; write the name of a file")
         match = self._match(wanted, self.entries())
         if match is None:
             # A folder's time can be too coarse to show a file written just now.
@@ -89,7 +100,7 @@ class NetworkLibrary:
 
     def _alias(self, entry: Entry) -> str:
         """The name the file was trained under, read once per version of the file; "" if it tells none."""
-        stamp = (entry.mtime, entry.size)
+        stamp = entry.stamp
         known = self._aliases.get(entry.path)
         if known is None or known[0] != stamp:
             try:
@@ -130,7 +141,7 @@ def _entry(root: Path, path: Path) -> Entry | None:
     except OSError:
         return None  # a dangling link, or deleted since the folder was listed
     relative = path.relative_to(root).as_posix().removesuffix(SUFFIX)
-    return Entry(path, path.name.removesuffix(SUFFIX), relative, stat.st_mtime_ns, stat.st_size)
+    return Entry(path, path.name.removesuffix(SUFFIX), relative, stat.st_mtime_ns, stat.st_size, stat.st_ctime_ns)
 
 
 def _fresh(entry: Entry) -> Entry | None:
@@ -138,7 +149,7 @@ def _fresh(entry: Entry) -> Entry | None:
         stat = entry.path.stat()
     except OSError:
         return None
-    return Entry(entry.path, entry.name, entry.relative, stat.st_mtime_ns, stat.st_size)
+    return Entry(entry.path, entry.name, entry.relative, stat.st_mtime_ns, stat.st_size, stat.st_ctime_ns)
 
 
 def _mtime(path: Path) -> int:

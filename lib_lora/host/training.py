@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,18 @@ def _train(
 
 
 def _require_allowed(host: WebuiHost, job: JobConfig) -> None:
-    """Raises BadConfig if others can reach the page and the pictures are not in a folder that they may use."""
+    """Raises BadConfig if others can reach the page and the job reads or writes outside of what they may use."""
     options = host.webui.shared.cmd_opts
     exposed = getattr(options, "disable_extension_access", False) or getattr(options, "hide_ui_dir_config", False)
-    home, folder = host.data_folder().resolve(), Path(job.data.folder).expanduser().resolve()
-    if exposed and not folder.is_relative_to(home):
-        raise BadConfig(
-            f"data.folder = {job.data.folder!r} is outside of {str(home)!r}, and this webui is open to others "
-            "(--listen, --share or --hide-ui-dir-config); put the pictures into a folder in there"
-        )
+    home = host.data_folder().resolve()
+    places = [home, *(folder.resolve() for folder in host.network_folders())]
+    for key, allowed in (("data.folder", [home]), ("output.folder", [home]), ("output.network_folder", places)):
+        folder = Path(os.path.expanduser(job.get(key))).resolve()
+        if exposed and job.get(key) and not any(folder.is_relative_to(place) for place in allowed):
+            raise BadConfig(
+                f"{key} = {job.get(key)!r} is outside of {str(home)!r}, and this webui is open to others "
+                "(--listen, --share or --hide-ui-dir-config); use a folder in there"
+            )
 
 
 def _require_packages() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,11 @@ from lib_lora.models.schedule import scaled_linear
 from lib_lora.models.tokenizer import default_clip_folder, load_tokenizer
 
 log = logging.getLogger(__name__)
+# What torch's unpickler raises on damaged bytes: it takes them for instructions, and checks few of them.
+UNPICKLING_ERRORS = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, AttributeError),
+    *(LookupError, AssertionError, struct.error, OverflowError),
+)
 
 
 def load_checkpoint(
@@ -40,7 +47,7 @@ def load_checkpoint(
     missing, damaged or incomplete file, WrongBaseModel for SD2 / SDXL, UnknownFormat for what is no checkpoint.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, false for names too long
         raise BadFile(f"no checkpoint file {str(path)!r}; give the path of a Stable Diffusion 1.x checkpoint")
     state, metadata = read_state(path)
     require_sd1(state, path)
@@ -59,13 +66,14 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: read(name) for name in header.tensors}, dict(header.metadata)
     try:
         loaded = torch.load(str(path), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except UNPICKLING_ERRORS as error:
         raise BadFile(
             f"{path.name} cannot be read without running code from it; convert it to .safetensors "
             f"or download that form ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         ) from error
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
-    return {name: value for name, value in loaded.items() if isinstance(value, Tensor)}, {}
+    named = loaded.items() if isinstance(loaded, Mapping) else ()
+    return {name: value for name, value in named if isinstance(name, str) and isinstance(value, Tensor)}, {}
 
 
 def identity_of(path: Path) -> str:

@@ -75,13 +75,15 @@ def require_sd1(state: Mapping[str, Tensor], path: Path) -> None:
     elif any(name.startswith(("model.diffusion_model.joint_blocks.", "double_blocks.")) for name in state):
         kind = "a transformer model (SD3 or Flux)"
     entry = state.get(f"{_UNET}input_blocks.0.0.weight")
+    if entry is not None and entry.dim() != 4:
+        entry = None
     if kind is None and entry is not None and entry.shape[1] != 4:
         kind = f"a checkpoint whose UNet takes {entry.shape[1]} channels (inpainting or editing)"
     if kind is not None:
         raise WrongBaseModel(f"{path.name} is {kind}; give a Stable Diffusion 1.x checkpoint")
     if entry is None:
         raise UnknownFormat(
-            f"{path.name} has no tensor {_UNET}input_blocks.0.0.weight, so it is no whole CompVis checkpoint; "
+            f"{path.name} has no convolution {_UNET}input_blocks.0.0.weight, so it is no whole CompVis checkpoint; "
             "give a Stable Diffusion 1.x checkpoint (not a network, a VAE or a diffusers part)"
         )
 
@@ -149,9 +151,9 @@ def text_config(state: Mapping[str, Tensor], folder: Path | None, stated: str | 
         "projection_dim": hidden,
     }
     if folder is not None:
-        config.update(_known(json.loads((folder / "config.json").read_text(encoding="utf-8"))))
+        config.update(_known((folder / "config.json").read_text(encoding="utf-8"), str(folder / "config.json")))
     elif stated is not None:
-        config.update(_known(json.loads(stated)))
+        config.update(_known(stated, f"the checkpoint's metadata {TEXT_CONFIG_KEY}"))
     if folder is not None and config["hidden_size"] != hidden:
         raise BadFile(
             f"{folder / 'config.json'} says hidden_size {config['hidden_size']}, the checkpoint's text encoder is "
@@ -164,11 +166,21 @@ def text_config(state: Mapping[str, Tensor], folder: Path | None, stated: str | 
         num_hidden_layers=_count(state, _LAYER, 3),
         max_position_embeddings=_need(state, "text_model.embeddings.position_embedding.weight").shape[0],
     )
+    heads = config["num_attention_heads"]
+    if type(heads) is not int or heads < 1 or hidden % heads:
+        raise BadFile(
+            f"{heads!r} attention heads do not divide the text encoder's width {hidden}; mend its config.json"
+        )
     return config
 
 
-def _known(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes of a text encoder in a CLIP config.json (of the text model, or of a whole CLIP)."""
-    inner = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
-    assert inner is not None
+def _known(text: str, where: str) -> dict[str, Any]:
+    """The sizes of a text encoder in a CLIP config.json (of the text model, or of a whole CLIP). Raises BadFile."""
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise BadFile(f"{where} is not the JSON of a text encoder ({error}); mend it or remove it") from error
+    inner = config.get("text_config", config) if isinstance(config, Mapping) else None
+    if not isinstance(inner, Mapping):
+        raise BadFile(f"{where} is not the JSON object of a text encoder; mend it or remove it")
     return {name: inner[name] for name in SD1_TEXT_CONFIG if name in inner}

@@ -112,8 +112,11 @@ class DiffusersModel:
         return self.vae.decode(latents.to(at.device, at.dtype) / self.vae.config.scaling_factor).sample
 
     def predict(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        """The UNet's output, eps or v by `prediction_type`, of the shape of `noisy`."""
-        return self.unet(noisy, timesteps, encoder_hidden_states=text, return_dict=False)[0]
+        """The UNet's output, eps or v by `prediction_type`, in `noisy`'s shape and dtype; computed in the UNet's."""
+        at = next(self.unet.parameters())
+        states = text.to(at.device, at.dtype)
+        out = self.unet(noisy.to(at.device, at.dtype), timesteps, encoder_hidden_states=states, return_dict=False)[0]
+        return out.to(noisy.dtype)
 
     def alphas_cumprod(self) -> Tensor:
         """alpha_bar (1000,) float64."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,6 +44,8 @@ class SampleRequest:
         for name, value, top in (("steps", self.steps, 1000), ("batch", self.batch, 1024)):
             if not 1 <= value <= top:
                 raise BadConfig(f"{name} {value} is out of range; use 1 to {top}")
+        if not math.isfinite(self.cfg):
+            raise BadConfig(f"cfg {self.cfg} is not a usable number; use for example 7")
         if not 0 <= self.seed < 2**63 - self.batch:
             raise BadConfig(f"seed {self.seed} is out of range; use 0 to 9223372036854774783")
         if len(self.prompts) not in (1, self.batch):

@@ -41,7 +41,8 @@ class Lora(Layer):
     def __init__(self, up: Tensor, down: Tensor, alpha: float | None = None, mid: Tensor | None = None) -> None:
         super().__init__()
         core = mid.shape[:2] if mid is not None else (down.shape[0], down.shape[0])
-        if up.ndim < 2 or down.ndim < 2 or (up.shape[1], down.shape[0]) != tuple(core):
+        odd = up.ndim < 2 or down.ndim < 2 or (mid is not None and mid.ndim not in (2, 4))
+        if odd or (math.prod(up.shape[1:]), down.shape[0]) != tuple(core):
             shapes = [tuple(t.shape) for t in (up, down, mid) if t is not None]
             raise ShapeMismatch(f"LoRA factors {shapes} do not share a rank; the file is damaged, get it again")
         self.up = nn.Parameter(up)
@@ -88,16 +89,17 @@ class Lora(Layer):
     def delta(self, weight: Tensor) -> Tensor:
         wide = torch.float64 if torch.float64 in (weight.dtype, self.up.dtype) else torch.float32
         up, down = self.up.to(wide).flatten(1), self.down.to(wide).flatten(1)
-        if self.mid is None:
-            change = up @ down  # (out, rank) @ (rank, in * kh * kw)
-        else:
-            change = torch.einsum("nmkl,on,mi->oikl", _as_conv(self.mid.to(wide)), up, down)
+        numbers = up.shape[0] * down.shape[1] * (math.prod(self.mid.shape[2:]) if self.mid is not None else 1)
         # A 1x1 convolution and a Linear differ in trailing axes only: either kind of factors fits either.
-        if change.shape[0] != weight.shape[0] or change.numel() != weight.numel():
+        if up.shape[0] != weight.shape[0] or numbers != weight.numel():
             raise ShapeMismatch(
                 f"LoRA factors {tuple(self.up.shape)} x {tuple(self.down.shape)} do not fit a weight "
                 f"{tuple(weight.shape)}; the network is for another base model"
             )
+        if self.mid is None:
+            change = up @ down  # (out, rank) @ (rank, in * kh * kw)
+        else:
+            change = torch.einsum("nmkl,on,mi->oikl", _as_conv(self.mid.to(wide)), up, down)
         return change.reshape(weight.shape) * self.scale
 
     def branch(self, x: Tensor, op: Op) -> Tensor:

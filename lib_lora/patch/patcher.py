@@ -17,7 +17,7 @@ from lib_lora.networks.network import Network
 from lib_lora.patch.merge import Share, merged
 from lib_lora.patch.pristine import Pristine
 from lib_lora.patch.report import NetworkReport, PatchReport
-from lib_lora.patch.targets import Target, weight_of
+from lib_lora.patch.targets import Target, weight_of, writing
 from lib_lora.ports import DiffusionModel
 
 
@@ -31,11 +31,12 @@ class Source:
     te: float = 1.0
     unet: float = 1.0
     dyn: int | None = None
+    changed_ns: int = 0
 
     @property
-    def file(self) -> tuple[Path, int, int]:
+    def file(self) -> tuple[Path, int, int, int]:
         """What tells one state of a file from another."""
-        return self.path, self.mtime_ns, self.size
+        return self.path, self.mtime_ns, self.size, self.changed_ns
 
     def strength(self, part: str) -> float:
         """The strength for the UNet, or for any of the text encoders."""
@@ -186,16 +187,21 @@ class Patcher:
         if active:
             pristine = self.pristine.of(target)
             try:
-                merged(pristine, active, out=target.tensor)
+                _merge_into(target, pristine, active)
             except ShapeMismatch:
                 misfits = _misfits(pristine, shares)
                 active = [s for i, s in enumerate(shares) if i not in misfits and s.strength != 0]
                 if active:
-                    merged(pristine, active, out=target.tensor)
+                    _merge_into(target, pristine, active)
         if not active:
             self.pristine.put_back(module, target.name)
         self._done[key] = _Done(signature, misfits, bool(active))
         return misfits
+
+
+def _merge_into(target: Target, pristine: Tensor, shares: Sequence[Share]) -> None:
+    with writing(target.parameter):
+        merged(pristine, shares, out=target.tensor)
 
 
 def _misfits(pristine: Tensor, shares: Sequence[Share]) -> dict[int, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lib_lora.patch.targets import Target
+from lib_lora.patch.targets import Target, writing
 
 
 def _version(parameter: nn.Parameter) -> int | None:
@@ -67,7 +67,8 @@ class Pristine:
         backup = self._kept.get(module, {}).get(name)
         parameter = getattr(module, name, None)
         if backup is not None and isinstance(parameter, nn.Parameter) and backup.valid(parameter):
-            parameter.data.copy_(backup.weight)
+            with writing(parameter):
+                parameter.data.copy_(backup.weight)
         self.drop(module, name)
 
     def drop(self, module: nn.Module, name: str) -> None:

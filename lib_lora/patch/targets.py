@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 
@@ -25,6 +27,11 @@ class Target:
         """The part of it that is meant: a view without gradient history, writes go to the parameter."""
         data = self.parameter.data
         return data if self.rows is None else data[self.rows]
+
+
+def writing(parameter: nn.Parameter) -> AbstractContextManager[object]:
+    """In here `parameter` may be written: one that was made in inference mode nowhere but in that mode."""
+    return torch.inference_mode() if parameter.is_inference() else nullcontext()
 
 
 def weight_of(module: nn.Module) -> Target | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from lib_lora.errors import BadDataset, LoraError
+from lib_lora.errors import BadConfig, BadDataset, LoraError
 from lib_lora.files.library import NetworkLibrary
 from lib_lora.miniature.place import checkpoint_path
 from lib_lora.miniature.score import subject_score
@@ -38,7 +38,7 @@ MINIATURE_SETTINGS: dict[str, Any] = {
     "optimizer.lr": 2e-3,
     "optimizer.schedule": "cosine",
     "optimizer.warmup_steps": 20,
-    "training.steps": 300,
+    "training.steps": 400,
     "training.batch_size": 4,
     "training.min_snr_gamma": 5.0,
     "data.resolution": 128,
@@ -116,10 +116,12 @@ def carry_out(plan: Plan, checkpoint: Path, out: Path) -> dict[str, float]:
 def _plan(photos: Path | None, class_word: str | None, tiny: bool, out: Path) -> Plan:
     settings, size = (MINIATURE_SETTINGS, 128) if tiny else (FULL_SIZE_SETTINGS, 512)
     if photos is None:
+        if class_word is not None:
+            raise BadConfig(f"--class {class_word!r} says what your pictures show; name their folder with --photos too")
         folder = out / "pictures"
         write_photos(photograph(SUBJECTS["bo"], 12, seed=1), folder, TRIGGER)
-        places = ("on a gray background", "on a yellow background", "on the left on grass", "on sand")
-        return Plan(folder, "toy", tuple(f"a {TRIGGER} toy {p}" for p in places), settings, size)
+        words = ("big {} on a gray background", "big {} on grass", "{} on a yellow background", "big {} on sand")
+        return Plan(folder, "toy", tuple("a " + w.format(f"{TRIGGER} toy") for w in words), settings, size)
     if not photos.is_dir():
         raise BadDataset(f"--photos {str(photos)!r} is not a folder; name the folder your pictures are in")
     word = class_word or "thing"
@@ -188,9 +190,13 @@ def _tell(out: Path, file: Path, scores: dict[str, float], seconds: float) -> No
 
 def _fresh(out: Path) -> Path:
     """`out`, or `out-2`, `out-3`, ... if it has something in it already: nothing is overwritten."""
+    out = out.resolve()
     folder, number = out, 1
-    while folder.exists() and any(folder.iterdir()):
-        number += 1
-        folder = out.with_name(f"{out.name}-{number}")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            number += 1
+            folder = out.parent / f"{out.name}-{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadConfig(f"--out {str(out)!r} cannot be used ({error}); name another folder") from error
     return folder

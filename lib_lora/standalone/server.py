@@ -41,7 +41,10 @@ class Standalone:
         self.side = MINIATURE_SIDE if checkpoint is None else SD1_SIDE
         self.rates = {key: MINIATURE_SETTINGS[key] for key in MINIATURE_RATES} if checkpoint is None else {}
         self.folder, self.runs = networks, runs
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadConfig(f"--networks {str(networks)!r} cannot be used ({error}); name another folder") from error
         self.runtime = Runtime(NetworkLibrary([self.folder]))
         self.lock = threading.Lock()
         self.trainer = BackgroundService(self.train, lambda: self.model.name, self.defaults)

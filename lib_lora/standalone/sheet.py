@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 GAP, TEXT, HEAD = 8, 18, 26
+LEAST = 32  # pixels of a training picture's side; beyond what fits only the first ones are shown
 INK, PAPER = (32, 34, 40), (250, 250, 250)
 
 
@@ -33,6 +34,7 @@ def comparison_sheet(
     seeds = [row.seed for row in rows if row.prompt == prompts[0]]
     columns = len(strengths) * len(seeds)
     width = GAP + columns * (side + GAP)
+    references = references[: (width - GAP) // (LEAST + 4)]
     thumb = min(96, (width - GAP) // max(len(references), 1) - 4)
     top = HEAD + thumb + GAP + HEAD
     height = top + TEXT + len(prompts) * (side + TEXT + GAP) + GAP

@@ -67,7 +67,7 @@ def parse_use(text: str) -> NetworkUse:
     """`NETWORK[:STRENGTH[:UNET]]` as on the command line; a drive letter (`C:\\...`) is part of the path."""
     path = text
     numbers: list[float] = []
-    while len(numbers) < 2 and not Path(path).is_file():
+    while len(numbers) < 2 and not os.path.isfile(path):
         head, colon, tail = path.rpartition(":")
         try:
             number = float(tail)
@@ -99,7 +99,8 @@ def merge(job: MergeJob) -> list[NetworkReport]:
             dtype = torch_dtype(infos[name].dtype)
             tensor = read(name)
             merged = _merged(tensor, layer_of[name], loaded) if name in layer_of else tensor
-            return merged.to(dtype)
+            _refuse_overflow(name, merged, narrow := merged.to(dtype))
+            return narrow
 
         write_stream(job.out, infos, produce, _metadata(header, loaded))
     present = set(layer_of.values())
@@ -109,7 +110,9 @@ def merge(job: MergeJob) -> list[NetworkReport]:
 def _merged(weight: Tensor, key: LayerKey, loaded: Sequence[_Loaded]) -> Tensor:
     """`weight` plus every network's change of it, in float32 or wider; `weight` itself if none touches it."""
     total: Tensor | None = None
-    pristine = weight.to(torch.promote_types(weight.dtype, torch.float32)) if weight.is_floating_point() else weight
+    # torch promotes no 8-bit floats, so the wide dtype is named.
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    pristine = weight.to(wide) if weight.is_floating_point() else weight
     for item in loaded:
         layer = item.network.layers.get(key)
         if layer is None:
@@ -126,6 +129,17 @@ def _merged(weight: Tensor, key: LayerKey, loaded: Sequence[_Loaded]) -> Tensor:
     return weight if total is None else total
 
 
+def _refuse_overflow(name: str, wide: Tensor, narrow: Tensor) -> None:
+    """Raises BadConfig if rounding made a finite number infinite."""
+    if wide.dtype == narrow.dtype or narrow.element_size() == 1 or not narrow.is_floating_point():
+        return
+    if bool((~torch.isfinite(narrow) & torch.isfinite(wide)).any()):
+        raise BadConfig(
+            f"{name} has numbers up to {float(wide.abs().max()):.3g} after merging, too large for {narrow.dtype}; "
+            "choose --dtype fp32 or bf16, or lower strengths"
+        )
+
+
 def _info(name: str, info: TensorInfo, dtype: torch.dtype | None) -> TensorInfo:
     """The header entry of the output. Noise schedules and the like keep their precision."""
     floating = info.dtype.startswith(("F", "BF"))
@@ -137,7 +151,9 @@ def _info(name: str, info: TensorInfo, dtype: torch.dtype | None) -> TensorInfo:
 def _refuse_input_as_output(job: MergeJob) -> None:
     target = os.path.realpath(job.out)
     for source in (job.checkpoint, *(use.path for use in job.networks)):
-        if os.path.realpath(source) == target:
+        # samefile too: a file system may not tell case apart.
+        same = os.path.exists(source) and os.path.exists(target) and os.path.samefile(source, target)
+        if same or os.path.realpath(source) == target:
             raise BadConfig(f"the output {job.out} is one of the inputs; choose another name with -o")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,11 +49,14 @@ def read_dataset(data: Data) -> Dataset:
     """The pictures and captions of `data`. Raises BadDataset if not one picture can be used."""
     items: list[Item] = []
     skipped: list[Skipped] = []
-    for source in _sources(data):
-        good, bad = readable(list_pictures(source.folder))
-        skipped += bad
-        table = read_metadata(source.folder) if data.captions in ("auto", "metadata") else {}
-        items += [Item(path, _caption(path, source, data, table), source.repeats) for path in good]
+    try:
+        for source in _sources(data):
+            good, bad = readable(list_pictures(source.folder))
+            skipped += bad
+            table = read_metadata(source.folder) if data.captions in ("auto", "metadata") else {}
+            items += [Item(path, _caption(path, source, data, table), source.repeats) for path in good]
+    except OSError as error:
+        raise BadDataset(f"data.folder = {data.folder!r} cannot be read ({error}); check its permissions") from error
     if not items:
         tail = f" ({len(skipped)} unreadable, first: {skipped[0].reason})" if skipped else ""
         raise BadDataset(
@@ -80,16 +84,19 @@ def read_metadata(folder: Path) -> Mapping[str, str]:
     if not path.is_file():
         return {}
     table: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):  # U+2028 may stand within a line of JSON
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            table[str(row["file_name"])] = str(row["text"])
-        except (ValueError, KeyError, TypeError) as error:
+            name, text = row["file_name"], row["text"]
+            if not (isinstance(name, str) and isinstance(text, str)):
+                raise TypeError("file_name and text are not both text")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BadDataset(
                 f'{str(path)!r} line {number} is {line[:80]!r} ({error}); write {{"file_name": ..., "text": ...}}'
             ) from None
+        table[name] = text
     return table
 
 
@@ -97,9 +104,9 @@ def _sources(data: Data) -> list[_Source]:
     """The folder itself, or its sub-folders named 'N_words' if it has any."""
     if not data.folder:
         raise BadDataset("data.folder = '' names no pictures; give the folder that holds them")
-    folder = Path(data.folder).expanduser()
+    folder = Path(os.path.expanduser(data.folder))
     phrase = fill(data.template, data)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         named = [(path, _REPEATS.match(path.name)) for path in sorted(folder.iterdir()) if path.is_dir()]
         subs = [_Source(path, int(m[1]), phrase or clean_name(m[2])) for path, m in named if m and int(m[1]) > 0]
         if subs:

@@ -29,19 +29,27 @@ def save_state(path: Path, layers: Layers, optimizer: torch.optim.Optimizer, ste
             tensors[where] = value
         else:
             plain[where] = value
-    write_tensors(path, tensors, {"step": str(step), "plain": json.dumps(plain)})
+    about = {"step": str(step), "optimizer": _kind(optimizer), "plain": json.dumps(plain)}
+    write_tensors(path, tensors, about)
 
 
 def load_state(path: Path, layers: Layers, optimizer: torch.optim.Optimizer) -> int:
     """Fill layers and optimizer from a state file; returns the step it was saved after.
 
-    Raises BadFile if the file is damaged, BadConfig if the job's layers are others than the state's.
+    Raises BadFile if the file is damaged, BadConfig if the job's layers or optimizer are others than the state's.
     """
-    about, tensors = read_header(path).metadata, read_tensors(path)
     try:
-        step, plain = int(about["step"]), json.loads(about["plain"])
-    except (KeyError, ValueError) as error:
-        raise BadFile(f"{str(path)!r} is not a run's state ({error!r}); remove it to start this run anew") from error
+        about, tensors = read_header(path).metadata, read_tensors(path)
+        step, plain, kind = int(about["step"]), dict(json.loads(about["plain"])), about["optimizer"]
+    except (BadFile, KeyError, ValueError, TypeError) as error:
+        raise BadFile(
+            f"{str(path)!r} is not a run's whole state ({error}); remove that file to start this run anew"
+        ) from error
+    if kind != _kind(optimizer):
+        raise BadConfig(
+            f"state {str(path)!r} is of the optimizer {kind}, the job's is {_kind(optimizer)}; "
+            "resume with the optimizer.name the run began with"
+        )
     _fill_layers(path, layers, tensors)
     values: dict[int, dict[str, Any]] = {}
     for where, value in {**tensors, **plain}.items():
@@ -53,6 +61,10 @@ def load_state(path: Path, layers: Layers, optimizer: torch.optim.Optimizer) -> 
             table[between[-1]] = value
     optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
     return step
+
+
+def _kind(optimizer: torch.optim.Optimizer) -> str:
+    return type(getattr(optimizer, "optimizer", optimizer)).__name__  # accelerate wraps the one the job names
 
 
 def _flat(where: str, tree: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:

@@ -195,6 +195,6 @@ def _consistent(job: JobConfig) -> JobConfig:
             "network.train_unet = False and network.train_text_encoder = False leave nothing to train; set one to true"
         )
     name = job.output.name
-    if not name.strip() or any(sign in name for sign in '/\\:*?"<>|\0') or name.strip(". ") != name:
+    if not name.strip() or any(sign in '/\\:*?"<>|' or sign < " " for sign in name) or name.strip(". ") != name:
         raise BadConfig(f'output.name = {name!r} is not accepted; give a file name without / \\ : * ? " < > |')
     return job

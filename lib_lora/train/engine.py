@@ -17,7 +17,7 @@ from lib_lora.ports import DiffusionModel
 from lib_lora.train.attach import attach, frozen
 from lib_lora.train.checkpoint import load_state
 from lib_lora.train.config import JobConfig
-from lib_lora.train.jobs import Event, Run, stamp
+from lib_lora.train.jobs import Event, Run, network_target, stamp
 from lib_lora.train.optim import rate_factor, set_rates
 from lib_lora.train.outputs import Outputs
 from lib_lora.train.session import Session, kept_flags, kept_rng, prepare
@@ -49,10 +49,11 @@ def train(
     "cancelled". `cancel` is asked before every step. `resume` is a run's folder, to go on from its state.
     Raises BadConfig or BadDataset before the first step, Cancelled, and TrainingFailed naming step and cause.
     """
-    run = Run.open(resume) if resume is not None else Run.create(job)
+    earlier = Run.open(resume) if resume is not None else None
+    network_target(job, earlier)
+    run = earlier or Run.create(job)
     with ExitStack() as stack:
         stack.enter_context(run.locked())
-        run.write_job(job)
         stack.enter_context(kept_rng())
         record = stack.enter_context(_Record(run, on_event))
         stack.enter_context(kept_flags())
@@ -62,6 +63,7 @@ def train(
         record.outputs = Outputs(session, run, record.send)
         if run.state.exists():
             record.step = load_state(run.state, session.layers, session.optimizer)
+        run.write_job(job)  # only now: a job that does not fit the state must not hide the one that does
         record.started()
         stack.enter_context(attach(model, session.layers))
         return _loop(session, record, cancel)
@@ -96,7 +98,6 @@ def _step(session: Session, record: _Record) -> float:
     record.whole = False
     session.optimizer.step()
     session.optimizer.zero_grad(set_to_none=True)
-    record.whole = True
     return float(value)
 
 
@@ -109,14 +110,16 @@ class _Record:
         self.outputs: Outputs | None = None
         self.step = self.first = 0
         self.rate = 0.0
-        self.whole = True  # False while the optimizer is halfway through the layers
+        self.whole = True  # False from the optimizer's step until that step is counted
         self._clock = time.monotonic()
         self._pace: float | None = None
 
     def send(self, event: Event) -> None:
         """Write an event to the run's folder, then hand it on."""
         self.run.append(event)
-        self.on_event(event)
+        tell, self.on_event = self.on_event, _tell_nobody  # one that fails is not asked again
+        tell(event)
+        self.on_event = tell
 
     def started(self) -> None:
         """Tell what is about to be trained."""
@@ -135,6 +138,7 @@ class _Record:
         took, self._clock = now - self._clock, now
         self._pace = took if self._pace is None else ETA_MEMORY * self._pace + (1 - ETA_MEMORY) * took
         self.step += 1
+        self.whole = True
         eta = round(self._pace * (plan.steps - self.step), 1)
         facts = {"step": self.step, "steps": plan.steps, "epoch": plan.epoch(self.step)}
         self.send(stamp("step", **facts, loss=loss, lr=self.rate, eta_s=eta, step_s=round(took, 4)))
@@ -151,12 +155,18 @@ class _Record:
         saved = self._save(error)
         if isinstance(error, Cancelled):
             message = f"{error}; resume to go on{saved}"
-            self.send(stamp("cancelled", step=self.step, steps=steps, message=message))
-            raise Cancelled(message) from None
+            raise Cancelled(self._ended("cancelled", steps, message)) from None
         message = (str(error) if isinstance(error, LoraError) else _explain(error, self.step + 1)) + saved
-        self.send(stamp("failed", step=self.step, steps=steps, message=message))
+        message = self._ended("failed", steps, message)
         if isinstance(error, TrainingFailed) or (isinstance(error, Exception) and not isinstance(error, LoraError)):
             raise TrainingFailed(message) from error
+
+    def _ended(self, kind: str, steps: int, message: str) -> str:
+        try:
+            self.send(stamp(kind, step=self.step, steps=steps, message=message))
+        except OSError as trouble:  # e.g. the full disk that ended the run
+            return f"{message} (this could not be noted in {self.run.folder}: {trouble})"
+        return message
 
     def _save(self, error: BaseException) -> str:
         """Keep what was reached; says where, or why not."""
@@ -166,8 +176,12 @@ class _Record:
             if isinstance(error, Cancelled):
                 self.outputs.keep_network(self.step)
             return f" (the state after step {self.step} is saved in {self.outputs.keep_state(self.step)})"
-        except BadFile as trouble:
+        except (BadFile, OSError, RuntimeError) as trouble:  # a GPU that failed cannot be read either
             return f" (the state after step {self.step} could not be saved: {trouble})"
+
+
+def _tell_nobody(event: Event) -> None:
+    pass
 
 
 def _explain(error: BaseException, step: int) -> str:

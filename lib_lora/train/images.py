@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,12 @@ from lib_lora.errors import BadDataset
 if TYPE_CHECKING:
     from PIL import Image
 
+# What Pillow's decoders raise for broken files
+BROKEN: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError),
+    *(AttributeError, TypeError, struct.error),
+)
+LONG = 16  # times its height
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -28,7 +36,7 @@ class Skipped:
 
 def list_pictures(folder: Path) -> list[Path]:
     """The picture files directly in `folder`, sorted by name. Raises BadDataset if there is no such folder."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, False for a name no file system takes
         raise BadDataset(f"data.folder = {str(folder)!r} is not a folder; give the folder that holds the pictures")
     found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     return sorted(found, key=lambda path: path.name)
@@ -45,8 +53,7 @@ def open_picture(path: Path) -> Image.Image:
         with Image.open(path) as picture:
             picture.load()
             return _to_rgb(ImageOps.exif_transpose(picture))
-    # Pillow's decoders raise SyntaxError, ValueError and others for broken files, beside OSError
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, Image.DecompressionBombError) as error:
+    except (*BROKEN, Image.DecompressionBombError) as error:
         raise BadDataset(f"picture {str(path)!r} cannot be read ({error}); replace or remove it") from error
 
 
@@ -71,7 +78,12 @@ def cover_crop(picture: Image.Image, side: int, at: tuple[float, float] = (0.5, 
     """
     from PIL import Image
 
-    scale = side / min(picture.size)
+    short, long = sorted(picture.size)
+    if long > LONG * short:  # scaling a long strip whole would take gigabytes; only its square is read
+        places = [(length - short) * share for length, share in zip(picture.size, at, strict=True)]
+        box = (places[0], places[1], places[0] + short, places[1] + short)
+        return picture.resize((side, side), Image.Resampling.LANCZOS, box=box)
+    scale = side / short
     width, height = (max(side, round(length * scale)) for length in picture.size)
     if (width, height) != picture.size:
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)

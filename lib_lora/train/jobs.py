@@ -49,7 +49,7 @@ class Run:
     @classmethod
     def create(cls, job: JobConfig) -> Run:
         """A new folder `<output.folder>/<output.name>`, with -2, -3, ... if taken. Raises BadConfig if impossible."""
-        parent = Path(job.output.folder).expanduser()
+        parent = Path(os.path.expanduser(job.output.folder))
         number = 1
         while True:
             folder = parent / (job.output.name if number == 1 else f"{job.output.name}-{number}")
@@ -151,6 +151,24 @@ def list_runs(folder: Path | str) -> list[Run]:
     root = Path(folder)
     found = [Run(path.parent) for path in root.glob(f"*/{JOB}")] if root.is_dir() else []
     return sorted(found, key=lambda run: ((run.folder / JOB).stat().st_mtime, run.folder.name), reverse=True)
+
+
+def network_target(job: JobConfig, run: Run | None) -> Path | None:
+    """The file the finished network is copied to; None if it stays in the run's folder.
+
+    Raises BadConfig if there is a file already that is not the copy `run` itself made.
+    """
+    if not job.output.network_folder:
+        return None
+    target = Path(os.path.expanduser(job.output.network_folder)) / f"{job.output.name}.safetensors"
+    if os.path.lexists(target):
+        mine = run.folder / target.name if run is not None else None
+        if not (mine and mine.is_file() and target.is_file() and mine.read_bytes() == target.read_bytes()):
+            raise BadConfig(
+                f"{str(target)!r} exists already and is not this run's own; choose another output.name "
+                f"(now {job.output.name!r}), or move that file away"
+            )
+    return target
 
 
 def stamp(kind: str, **facts: Any) -> Event:

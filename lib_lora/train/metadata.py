@@ -25,6 +25,7 @@ def prediction_of(job: JobConfig, model: DiffusionModel) -> str:
 def record_of(job: JobConfig, model: DiffusionModel, dataset: Dataset, step: int) -> TrainingRecord:
     """The record of the network after `step` steps."""
     network, optimizer, training, data = job.network, job.optimizer, job.training, job.data
+    visited = step * training.batch_size * training.accumulation // len(dataset.visits())
     return TrainingRecord(
         output_name=job.output.name,
         rank=network.rank,
@@ -36,7 +37,7 @@ def record_of(job: JobConfig, model: DiffusionModel, dataset: Dataset, step: int
         seed=training.seed,
         steps=step,
         max_train_steps=0 if training.epochs else training.steps,
-        epoch=step * training.batch_size * training.accumulation // len(dataset.visits()),
+        epoch=min(visited, training.epochs or visited),  # the last step of the last epoch may be a short one
         num_epochs=training.epochs or 0,
         learning_rate=optimizer.lr,
         unet_lr=optimizer.lr if network.train_unet else None,

@@ -11,8 +11,9 @@ from lib_lora.files.codec import network_tensors, write_network
 from lib_lora.files.metadata import add_hashes, build_metadata
 from lib_lora.files.tensors import atomic_file
 from lib_lora.networks.network import Network
+from lib_lora.prompt import extract
 from lib_lora.train.checkpoint import save_state
-from lib_lora.train.jobs import Event, Run, stamp
+from lib_lora.train.jobs import Event, Run, network_target, stamp
 from lib_lora.train.metadata import record_of
 from lib_lora.train.session import Session, kept_rng
 
@@ -25,6 +26,8 @@ class Outputs:
     def __init__(self, session: Session, run: Run, send: Callable[[Event], object]) -> None:
         self._session, self._run, self._send = session, run, send
         self._output = session.job.output
+        # The network in training is on already, no other can be: tags say nothing here. Bad ones are told at once.
+        self._prompts = [extract(prompt)[0].strip() for prompt in self._output.sample_prompts]
 
     def after(self, step: int) -> None:
         """Whatever is due after this step; the state last, so that a kill in between repeats work and loses none."""
@@ -38,11 +41,11 @@ class Outputs:
 
     def finish(self, step: int) -> Path:
         """The finished network's file: in the run's folder and, if the job names one, in the networks folder."""
+        target = network_target(self._session.job, self._run)  # once more: a file may have come there meanwhile
         made = self._write(self._run.folder / f"{self._output.name}.safetensors", step)
         self.keep_state(step)
-        if not self._output.network_folder:
+        if target is None:
             return made
-        target = Path(self._output.network_folder).expanduser() / made.name
         with atomic_file(target) as file:
             file.write(made.read_bytes())
         return target
@@ -61,7 +64,7 @@ class Outputs:
         from lib_lora.models.sample import SampleRequest, sample
 
         output, data = self._output, self._session.job.data
-        prompts = output.sample_prompts or (self._session.dataset.items[0].caption,)
+        prompts = self._prompts or (self._session.dataset.items[0].caption,)
         for number, prompt in enumerate(prompts):
             request = SampleRequest(
                 prompts=[prompt],
@@ -74,7 +77,8 @@ class Outputs:
             with kept_rng(), torch.no_grad():
                 picture = sample(self._session.model, request)[0]
             path = self._run.samples / f"{step:06d}-{number}.png"
-            picture.save(path)
+            with atomic_file(path) as file:
+                picture.save(file, "png")
             self._send(stamp("sample", step=step, prompt=prompt, picture=str(path)))
 
     def _write(self, path: Path, step: int) -> Path:

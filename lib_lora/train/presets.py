@@ -37,6 +37,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 def preset_job(name: str, values: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> JobConfig:
     """The preset's job with `{"section.name": value}` laid over. Raises BadConfig for an unknown preset."""
-    if name not in PRESETS:
+    if name not in tuple(PRESETS):  # whatever a program sends as name, hashable or not
         raise BadConfig(f"preset {name!r} is unknown; presets are {', '.join(PRESETS)}")
     return make_job({**PRESETS[name], **(values or {})}, overrides)

@@ -61,7 +61,7 @@ class Setting:
         if value is None and self.optional:
             return None
         if self.type is float and type(value) is int:
-            value = float(value)
+            value = float(value) if abs(value) < 2**1000 else math.inf
         if self.type is tuple:
             right_type = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
             value = tuple(value) if right_type else value
@@ -74,6 +74,10 @@ class Setting:
     def _in_range(self, value: Any) -> bool:
         if self.choices:
             return value in self.choices
+        if self.type is str and not _is_text(value):
+            return False
+        if self.type is tuple and not all(_is_text(item) for item in value):
+            return False
         if self.type not in (int, float):
             return True
         inside = (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
@@ -89,8 +93,13 @@ class Setting:
             return self.check((text,) if text else ())
         try:
             return self.check(json.loads(text))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # not JSON, or a number or nesting beyond Python's limits
             raise BadConfig(f"{self.key} = {text!r} is not accepted; give {self.accepted()}") from None
+
+
+def _is_text(value: str) -> bool:
+    """False for what neither a path nor a UTF-8 file can hold: NUL and halves of surrogate pairs."""
+    return not any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in value)
 
 
 @cache

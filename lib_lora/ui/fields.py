@@ -49,6 +49,6 @@ def entered(key: str, value: Any) -> Any:
     item = find(key)
     if item.type is float:
         return item.parse(str(value).strip())
-    if item.type is int and value is not None:
-        return item.check(int(value)) if float(value).is_integer() else item.check(value)
+    if item.type is int and isinstance(value, float) and value.is_integer():
+        return item.check(int(value))
     return item.check(value)

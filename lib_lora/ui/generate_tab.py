@@ -104,16 +104,19 @@ class GeneratePage:
 
     def generate(self, prompt: str, negative: str, *numbers: float) -> tuple[list[Any], str]:
         """The pictures and the report as HTML; numbers are seed, steps, guidance, size and count."""
-        seed, steps, cfg, size, batch = numbers
-        picture = Picture(
-            prompt=prompt or "",
-            negative=negative or "",
-            seed=int(seed or 0),
-            steps=int(steps),
-            cfg=float(cfg),
-            size=int(size),
-            batch=int(batch),
-        )
+        try:
+            seed, steps, cfg, size, batch = numbers
+            picture = Picture(
+                prompt=prompt or "",
+                negative=negative or "",
+                seed=int(seed or 0),
+                steps=int(steps),
+                cfg=float(cfg),
+                size=int(size),
+                batch=int(batch),
+            )
+        except (TypeError, ValueError, OverflowError):
+            return [], html.message("a field of numbers is empty or no number; fill it in", bad=True)
         try:
             drawn = self.service.generate(picture)
         except LoraError as error:

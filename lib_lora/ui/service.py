@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from lib_lora.errors import BadConfig, BadDataset, Cancelled, LoraError
 from lib_lora.train.captions import fill
 from lib_lora.train.config import JobConfig
+from lib_lora.train.jobs import network_target
 from lib_lora.train.presets import PRESETS, preset_job
 
 log = logging.getLogger(__name__)
@@ -93,6 +95,7 @@ class BackgroundService:
         preset = values.pop("preset", None) or self.presets()[0]
         job = preset_job(preset, {**self._defaults(), **values})
         folder = check_folder(job.data.folder)
+        network_target(job, None)
         with self._lock:
             if self._status.state == "running":
                 raise BadConfig(f"{self._status.name!r} is being trained; wait for it or cancel it")
@@ -171,9 +174,9 @@ def check_folder(text: str) -> Path:
     cleaned = text.strip().strip("'\"")
     if not cleaned:
         raise BadDataset("the folder of pictures is empty; type or paste its path")
-    folder = Path(cleaned).expanduser()
-    if not folder.exists():
+    folder = Path(os.path.expanduser(cleaned))  # unlike Path's methods these raise for no text at all
+    if not os.path.exists(folder):
         raise BadDataset(f"there is no folder {cleaned!r} on this machine; check the path")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise BadDataset(f"{cleaned!r} is a file; give the folder that holds the pictures")
     return folder

@@ -174,10 +174,11 @@ class Page:
             values = json.loads(settings)
             if not isinstance(values, dict):
                 raise ValueError("not an object")
-            return {"ok": True, "message": self.service.start(values)}
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             example = '{"data.folder": "/pictures", "output.name": "rex"}'
-            return {"ok": False, "message": f"{settings[:80]!r} is no JSON object ({error}); send e.g. {example}"}
+            return {"ok": False, "message": f"{str(settings)[:80]!r} is no JSON object ({error}); send e.g. {example}"}
+        try:
+            return {"ok": True, "message": self.service.start(values)}
         except LoraError as error:
             return {"ok": False, "message": str(error)}
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lib_lora.__main__ import main
 from lib_lora.cli import generate
 from lib_lora.errors import LoraError
 from lib_lora.files.codec import write_network
@@ -78,6 +79,9 @@ def test_tags_seeds_infotext_and_report(
         (["--networks", "/nowhere"], "is no folder"),
         (["--out", "x.jpg"], ".png"),
         (["--checkpoint", "/nowhere.safetensors"], "no checkpoint file"),
+        (["--checkpoint", "x" * 300], "no checkpoint file"),
+        (["--networks", "x" * 300], "is no folder"),
+        (["--cfg", "nan"], "cfg nan"),
         (["--steps", "0"], "steps 0"),
         (["--sampler", "magic"], "choose one of"),
         (["--prompt", "a <lora:nobody:1>"], "nobody"),
@@ -104,3 +108,26 @@ def test_size_and_default_size() -> None:
     assert generate.parse_size("512X768") == (512, 768)
     assert generate._default_size(generate.default_checkpoint()) == (128, 128)
     assert generate._default_size(Path("other.safetensors")) == (512, 512)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["generate"], ["generate", "--prompt", "a", "--steps", "many"], ["merge", "a", "b"], ["nothing"], []]
+)
+def test_bad_arguments_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    told = capsys.readouterr()
+    assert caught.value.code == 2 and not told.out
+    assert told.err.startswith("error: ") and len(told.err.splitlines()) == 1
+
+
+def test_an_unknown_network_is_told_once(
+    tiny_checkpoint: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    arguments = ["--checkpoint", str(tiny_checkpoint), "--networks", str(folder), "--out", str(tmp_path / "o.png")]
+    assert main(["generate", "--prompt", "a <lora:nobody>", "--size", "64x64", *arguments]) == 2
+    assert capsys.readouterr().err.count("nobody") == 1 and "nobody" not in caplog.text

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lib_lora.errors import BadFile
 from lib_lora.files.checkpoint_convert import compvis_to_parts, parts_to_compvis
 from lib_lora.miniature.nets import new_text_encoder, new_unet, new_vae
+from lib_lora.models.diffusers_model import TEXT_PREFIX, text_root
 
 LDM_VAE: dict[str, Any] = {
     "ch": 64,
@@ -27,8 +28,9 @@ LDM_VAE: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def parts() -> dict[str, dict[str, Tensor]]:
     torch.manual_seed(0)
-    models = {"unet": new_unet(), "vae": new_vae(), "te1": new_text_encoder()}
-    return {part: dict(model.state_dict()) for part, model in models.items()}
+    text = text_root(new_text_encoder()).state_dict()
+    te1 = {TEXT_PREFIX + name: tensor for name, tensor in text.items()}
+    return {"unet": dict(new_unet().state_dict()), "vae": dict(new_vae().state_dict()), "te1": te1}
 
 
 @pytest.fixture(scope="module")

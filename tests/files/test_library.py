@@ -88,3 +88,21 @@ def test_link_loops_dangling_links_and_broken_files_are_survived(tmp_path: Path)
     assert library.names() == ["broken", "x"]
     with pytest.raises(NetworkNotFound, match="did you mean x"):
         library.find("xx")
+
+
+def test_a_file_replaced_by_one_of_equal_size_and_time_is_told_apart(tmp_path: Path) -> None:
+    path = put(tmp_path / "x.safetensors", "one")
+    library = NetworkLibrary([tmp_path])
+    before, stat = library.find("x"), path.stat()
+    assert library.find("one") == before
+    put(path, "two")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as `cp -p` and archives do
+    after = library.find("x")
+    assert (after.mtime, after.size) == (before.mtime, before.size) and after != before
+    assert library.find("two") == after
+
+
+def test_no_name_is_no_file(tmp_path: Path) -> None:
+    put(tmp_path / "x.safetensors")
+    with pytest.raises(NetworkNotFound):
+        NetworkLibrary([tmp_path]).find(".safetensors")

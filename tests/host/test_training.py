@@ -23,13 +23,15 @@ def host(webui: Any) -> WebuiHost:
 def test_an_exposed_webui_trains_only_on_folders_of_its_own(
     webui: Any, host: WebuiHost, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, option: str
 ) -> None:
-    inside = make_job({"data.folder": str(tmp_path / "pictures")})
+    ours = {**defaults(host), "data.folder": str(tmp_path / "pictures")}
+    inside, elsewhere = make_job(ours), str(tmp_path_factory.mktemp("written"))
     outside = make_job({"data.folder": str(tmp_path_factory.mktemp("elsewhere"))})
     dotted = make_job({"data.folder": str(tmp_path / ".." / "elsewhere")})
     _require_allowed(host, outside)
     setattr(webui.shared.cmd_opts, option, True)
     _require_allowed(host, inside)
-    for job in (outside, dotted):
+    written = [make_job({**ours, key: elsewhere}) for key in ("output.folder", "output.network_folder")]
+    for job in (outside, dotted, *written):
         with pytest.raises(BadConfig, match="--listen"):
             _require_allowed(host, job)
 

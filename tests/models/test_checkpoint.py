@@ -134,3 +134,47 @@ def test_identity_changes_with_the_file(tmp_path: Path) -> None:
     assert first == identity_of(path)
     path.write_bytes(b"two")
     assert identity_of(path) != first
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_model_takes_and_gives_float32(tiny_checkpoint: Path, dtype: torch.dtype) -> None:
+    full, half = load_checkpoint(tiny_checkpoint), load_checkpoint(tiny_checkpoint, dtype=dtype)
+    noise, times = torch.randn(2, 4, 8, 8), torch.tensor([500, 3])
+    text = half.encode_text(["a cat", "a dog"])
+    for states in (text, text.float()):
+        got = half.predict(noise, times, states)
+        want = full.predict(noise, times, text.float())
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, want, rtol=0.1, atol=0.05 * float(want.abs().max()))
+    assert half.predict(noise.double(), times, text).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02.",  # a pickle that takes from an empty stack
+        pickle.dumps({"a": 1}, protocol=2)[:-3],
+        b"\x80\x02X\x04\x00\x00\x00\xff\xff\xff\xff.",  # no UTF-8
+    ],
+)
+def test_a_damaged_pickle_is_told_as_a_bad_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(BadFile, match="x.ckpt cannot be read"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [{"state_dict": 5}, {1: torch.ones(2)}, {ENTRY: torch.tensor(1.0)}])
+def test_a_pickle_of_something_else_is_no_checkpoint(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "x.ckpt"
+    torch.save(content, path)
+    with pytest.raises(UnknownFormat):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("stated", ["{", "[]", '{"num_attention_heads": 5}', '{"num_attention_heads": "x"}'])
+def test_a_text_config_that_cannot_be_used(tiny_checkpoint: Path, tmp_path: Path, stated: str) -> None:
+    path = tmp_path / "odd.safetensors"
+    save_file(load_file(str(tiny_checkpoint)), str(path), {TEXT_CONFIG_KEY: stated})
+    with pytest.raises(BadFile, match="text encoder"):
+        load_checkpoint(path)

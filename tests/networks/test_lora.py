@@ -173,3 +173,18 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         Lora(torch.zeros(4, 3), torch.zeros(2, 4))
     with pytest.raises(ShapeMismatch, match=r"\(4, 2\) x \(2, 4\) do not fit a weight \(5, 4\)"):
         Lora(torch.zeros(4, 2), torch.zeros(2, 4)).delta(torch.zeros(5, 4))
+
+
+@pytest.mark.parametrize(
+    "up, mid",
+    [((4, 2, 3, 3), None), ((4, 2), (2, 2, 3)), ((4, 2), (2, 2, 3, 3, 3))],
+)
+def test_factors_of_odd_shapes_are_refused(up: tuple[int, ...], mid: tuple[int, ...] | None) -> None:
+    with pytest.raises(ShapeMismatch):
+        Lora(torch.ones(up), torch.ones(2, 4), mid=None if mid is None else torch.ones(mid))
+
+
+def test_factors_that_do_not_fit_are_refused_before_they_are_multiplied() -> None:
+    huge = Lora(torch.ones(1 << 40, 0), torch.ones(0, 1 << 40))  # no data, but a product of 2^80 numbers
+    with pytest.raises(ShapeMismatch):
+        huge.delta(torch.ones(4, 4))

@@ -365,3 +365,17 @@ def test_ldm_attention_gets_the_output_of_base_plus_branch() -> None:
     with Patcher().applied(model, [loaded(Network("n", layers), unet=0.8)]):
         got = block(x, context)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("restore_inside", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_weights_made_in_inference_mode(dtype: torch.dtype, restore_inside: bool) -> None:
+    with torch.inference_mode():
+        model = bare(dtype)
+    before, patcher = weights(model), Patcher()
+    network = network_for(model, 1)
+    patcher.apply(model, [loaded(network)])
+    assert not same(weights(model), before)
+    with torch.inference_mode(restore_inside):
+        patcher.restore()
+    assert same(weights(model), before)

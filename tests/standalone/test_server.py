@@ -131,3 +131,9 @@ def test_taken_port_is_told(served: tuple[Standalone, str, int], tiny_checkpoint
     _, _, port = served
     with pytest.raises(BadConfig, match=f"port {port}"):
         serve(port, tiny_checkpoint, tmp_path / "n", tmp_path / "r", block=False)
+
+
+def test_a_file_in_place_of_the_networks_folder_is_told(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "n").write_text("")
+    with pytest.raises(BadConfig, match="--networks"):
+        Standalone(tiny_checkpoint, tmp_path / "n", tmp_path / "r")

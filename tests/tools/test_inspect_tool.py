@@ -59,3 +59,18 @@ def test_a_bad_file_does_not_hide_the_good_one(file: Path, capsys: pytest.Captur
     captured = capsys.readouterr()
     assert "bad.safetensors" in captured.err
     assert len(json.loads(captured.out)) == 1
+
+
+def test_an_alpha_of_one_axis_is_read(tmp_path: Path) -> None:
+    from lib_lora.files.tensors import write_tensors
+
+    prefix = "lora_unet_mid_block_attentions_0_proj_in"
+    factors = {f"{prefix}.lora_up.weight": torch.ones(4, 2), f"{prefix}.lora_down.weight": torch.ones(2, 4)}
+    write_tensors(tmp_path / "x.safetensors", {**factors, f"{prefix}.alpha": torch.tensor([0.5])})
+    assert inspect(tmp_path / "x.safetensors")["alphas"] == {"0.5": 1}
+
+
+def test_nothing_is_printed_for_bad_files_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path / "none.safetensors")]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and len(told.err.splitlines()) == 1

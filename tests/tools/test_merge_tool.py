@@ -181,3 +181,38 @@ class TestCommandLine:
         error = capsys.readouterr().err
         assert error.startswith("error: cannot read no-such")
         assert error.count("\n") == 1
+
+
+def test_overflow_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "base.safetensors", {Q: torch.full((4, 4), 60000.0)})
+    layers = {KEYS[Q]: Lora(torch.full((4, 1), 100.0), torch.full((1, 4), 100.0))}
+    write_network(tmp_path / "net.safetensors", Network("net", layers))
+    out = tmp_path / "out.safetensors"
+    job = MergeJob(tmp_path / "base.safetensors", [NetworkUse(tmp_path / "net.safetensors")], out, torch.float16)
+    with pytest.raises(BadConfig, match="fp32 or bf16"):
+        merge(job)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base.safetensors", "net.safetensors"]
+    merge(MergeJob(job.checkpoint, job.networks, out, torch.bfloat16))
+    assert read_tensors(out)[Q].isfinite().all()
+
+
+def test_a_checkpoint_in_8_bits_is_merged(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "base.safetensors", {Q: torch.ones(4, 4).to(torch.float8_e4m3fn)})
+    write_network(tmp_path / "net.safetensors", Network("n", {KEYS[Q]: Lora(torch.ones(4, 1), torch.ones(1, 4))}))
+    out = tmp_path / "out.safetensors"
+    merge(MergeJob(tmp_path / "base.safetensors", [NetworkUse(tmp_path / "net.safetensors")], out))
+    assert torch.equal(read_tensors(out)[Q].float(), torch.full((4, 4), 2.0))
+
+
+def test_the_output_may_not_be_an_input_under_another_name(tmp_path: Path, base: dict[str, Tensor]) -> None:
+    write_tensors(tmp_path / "base.safetensors", base)
+    write_network(tmp_path / "net.safetensors", Network("n", {KEYS[Q]: Lora(torch.ones(16, 1), torch.ones(1, 16))}))
+    (tmp_path / "same.safetensors").hardlink_to(tmp_path / "base.safetensors")  # as names of other case on Windows
+    with pytest.raises(BadConfig, match="one of the inputs"):
+        merge(
+            MergeJob(
+                tmp_path / "base.safetensors",
+                [NetworkUse(tmp_path / "net.safetensors")],
+                tmp_path / "same.safetensors",
+            )
+        )

@@ -96,3 +96,21 @@ def test_a_layer_without_module_is_refused(tiny_model: DiffusersModel) -> None:
     strange = {LayerKey(UNET, "no.such"): next(iter(layers.values()))}
     with pytest.raises(BadConfig, match="unet:no.such"), attach(tiny_model, strange):
         pass
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_half_base_trains_float32_adapters(make_tiny: Callable[[int], DiffusersModel], checkpointing: bool) -> None:
+    full, half = make_tiny(5), make_tiny(5).to(torch.bfloat16)
+    grads = []
+    for model in (full, half):
+        layers = new_layers(model, BOTH, keyed.generator(0))
+        for layer in layers.values():
+            torch.nn.init.normal_(layer.up, std=0.05, generator=torch.Generator().manual_seed(1))
+        with frozen(model, checkpointing=checkpointing), attach(model, layers):
+            output = run(model)
+            assert output.dtype == torch.float32
+            output.square().mean().backward()
+        found = [layer.down.grad for _, layer in sorted(layers.items())]
+        assert all(g is not None and g.dtype == torch.float32 and g.isfinite().all() for g in found)
+        grads.append(torch.cat([g.flatten() for g in found if g is not None]))
+    assert float(torch.nn.functional.cosine_similarity(*grads, dim=0)) > 0.98

@@ -79,3 +79,48 @@ def test_bad_folders(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}\n')
     with pytest.raises(BadDataset, match="line 1"):
         read_dataset(Data(folder=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'{"file_name": "a.png", "text": null}', "line 1"),
+        (b'{"file_name": ["a.png"], "text": "x"}', "line 1"),
+        (b"[" * 100_000, "line 1"),
+        (b'{"file_name": "a.png", "text": "caf\xe9"}', r"metadata.jsonl.*not UTF-8"),
+    ],
+)
+def test_broken_metadata_names_file_and_line(tmp_path: Path, content: bytes, told: str) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / "metadata.jsonl").write_bytes(content)
+    with pytest.raises(BadDataset, match=told):
+        read_dataset(Data(folder=str(tmp_path)))
+
+
+def test_metadata_may_hold_a_line_separator(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    row = json.dumps({"file_name": "a.png", "text": "red\u2028toy"}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_bytes(row.encode() + b"\r\n")
+    assert captions(Data(folder=str(tmp_path))) == {"a.png": "red toy"}
+
+
+def test_a_caption_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes("café".encode("cp1252"))
+    with pytest.raises(BadDataset, match=r"a.txt.*not UTF-8"):
+        read_dataset(Data(folder=str(tmp_path)))
+
+
+@pytest.mark.parametrize("folder", ["x" * 5000, "~nobody-of-this-name/pictures", ""])
+def test_folders_no_system_has(folder: str) -> None:
+    with pytest.raises(BadDataset, match="data.folder = "):
+        read_dataset(Data(folder=folder))
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(BadDataset, match="data.folder = .*Permission denied"):
+        read_dataset(Data(folder=str(tmp_path)))

@@ -23,8 +23,8 @@ def test_every_setting_has_help_and_a_default_it_accepts() -> None:
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
-    text=st.text(st.characters(exclude_categories=["Cs"])),
-    prompts=st.lists(st.text(st.characters(exclude_categories=["Cs"]))),
+    text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
+    prompts=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))),
     rate=st.floats(0, 10),
     epochs=st.none() | st.integers(1, 1000),
 )
@@ -48,6 +48,14 @@ def test_toml_round_trip(tmp_path: Path, text: str, prompts: list[str], rate: fl
         ("network.dim=4", ["network.dim", "unknown", "network.rank"]),
         ("steps", ["'steps'", "="]),
         ("output.name=a/b", ["output.name", "a/b"]),
+        ("output.name=..", ["output.name", "'..'"]),
+        ("output.name=../../x", ["output.name", "../../x"]),
+        ("output.name=a\nb", ["output.name", "a\\nb"]),
+        ("output.folder=a\0b", ["output.folder"]),
+        ("output.folder=a\udcffb", ["output.folder"]),
+        ("output.sample_prompts=a\0b", ["output.sample_prompts"]),
+        ("training.steps=" + "9" * 5000, ["training.steps"]),
+        ("training.steps=" + "[" * 100000, ["training.steps"]),
         ("output.sample_prompts=[1]", ["output.sample_prompts", "list of texts"]),
         ("train_unet=false", ["network.train_unet", "network.train_text_encoder"]),
     ],
@@ -86,3 +94,10 @@ def test_presets_are_valid_and_unknown_ones_refused() -> None:
         assert preset_job(name, {"data.trigger": "sks"}).data.trigger == "sks"
     with pytest.raises(BadConfig, match="'huge'"):
         preset_job("huge")
+
+
+def test_numbers_beyond_any_float_and_names_of_other_types_are_refused() -> None:
+    with pytest.raises(BadConfig, match="optimizer.lr"):
+        make_job({"optimizer.lr": 10**400})
+    with pytest.raises(BadConfig, match="preset"):
+        preset_job(["subject"])  # type: ignore[arg-type]

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from lib_lora.errors import BadConfig, BadDataset, Cancelled, TrainingFailed
+from lib_lora.errors import BadConfig, BadDataset, BadFile, BadTag, Cancelled, TrainingFailed
 from lib_lora.files.codec import read_network
 from lib_lora.models.diffusers_model import DiffusersModel
+from lib_lora.train import engine
 from lib_lora.train.attach import attach, frozen
+from lib_lora.train.checkpoint import load_state
 from lib_lora.train.config import JobConfig
 from lib_lora.train.engine import train
 from lib_lora.train.jobs import Run
@@ -88,7 +91,7 @@ def test_resume_is_bit_equal(make: Make, tiny_model: DiffusersModel, name: str) 
         pytest.importorskip("bitsandbytes")
     job = make(
         optimizer__name=name, optimizer__schedule="cosine", optimizer__warmup_steps=1, data__flip=True,
-        training__epochs=3, training__batch_size=1, training__accumulation=1,
+        training__epochs=3, training__batch_size=1, training__accumulation=1, data__resolution=128,
     )  # fmt: skip
     whole = train(job, tiny_model)
     assert whole.steps == 6
@@ -119,7 +122,8 @@ def test_loss_falls_on_two_pictures(make: Make, tiny_model: DiffusersModel) -> N
 def test_accumulation_equals_a_larger_batch(make: Make, tiny_model: DiffusersModel) -> None:
     gradients = []
     for batch, parts in ((2, 1), (1, 2)):
-        session = prepare(make(training__batch_size=batch, training__accumulation=parts), tiny_model)
+        job = make(training__batch_size=batch, training__accumulation=parts, data__resolution=128)
+        session = prepare(job, tiny_model)
         with frozen(tiny_model, checkpointing=False), attach(tiny_model, session.layers):
             loss = session.backward(0)
         gradients.append([loss, *(p.grad for p in session.parameters() if p.grad is not None)])
@@ -193,3 +197,151 @@ def test_errors_before_the_first_step(make: Make, tiny_model: DiffusersModel, tm
     done = train(make(training__steps=1), tiny_model)
     with pytest.raises(BadConfig, match="other layers"):
         train(make(network__rank=2), tiny_model, resume=done.folder)
+
+
+def test_the_file_of_another_is_never_replaced(make: Make, tiny_model: DiffusersModel, tmp_path: Path) -> None:
+    shelf = tmp_path / "networks"
+    shelf.mkdir()
+    theirs = shelf / "toy.safetensors"
+    theirs.write_bytes(b"hours of somebody's work")
+    job = make(training__steps=1, output__network_folder=str(shelf))
+    with pytest.raises(BadConfig, match=r"toy.safetensors' exists already.*another output.name"):
+        train(job, tiny_model)
+    assert theirs.read_bytes() == b"hours of somebody's work"
+    assert not (tmp_path / "runs").exists()
+    theirs.unlink()
+
+    done = train(job, tiny_model)
+    longer = make(training__steps=2, output__network_folder=str(shelf))
+    train(longer, tiny_model, resume=done.folder)
+    assert read_network(theirs).metadata["ss_steps"] == "2"  # its own file, made longer
+
+    theirs.write_bytes(b"another tool wrote here since")
+    with pytest.raises(BadConfig, match="exists already"):
+        train(longer, tiny_model, resume=done.folder)
+    theirs.unlink()
+    stop = Stop(1)
+    with pytest.raises(BadConfig, match="exists already"):  # one that comes up while training goes on
+
+        def appear(event: dict[str, Any]) -> None:
+            theirs.write_bytes(b"meanwhile")
+
+        train(make(output__name="toy", training__steps=1, output__network_folder=str(shelf)), tiny_model,
+              on_event=appear, cancel=stop)  # fmt: skip
+    assert theirs.read_bytes() == b"meanwhile"
+    assert (tmp_path / "runs" / "toy-2" / "checkpoints" / "state.safetensors").is_file()
+
+
+def test_a_damaged_or_foreign_state_is_told_and_the_job_kept(make: Make, tiny_model: DiffusersModel) -> None:
+    done = train(make(training__steps=1), tiny_model)
+    run = Run.open(done.folder)
+    whole, text = run.state.read_bytes(), (run.folder / "job.toml").read_text()
+    with pytest.raises(BadConfig, match="other layers"):
+        train(make(network__rank=2), tiny_model, resume=run.folder)
+    assert (run.folder / "job.toml").read_text() == text
+    session = prepare(make(), tiny_model)
+    assert load_state(run.state, session.layers, session.optimizer) == 1
+    for damage in (whole[: len(whole) // 2], b"", b"{}" * 100, whole.replace(b'"step":"1"', b'"step":"x"')):
+        run.state.write_bytes(damage)
+        with pytest.raises(BadFile, match=r"not a run's whole state.*remove that file to start this run anew"):
+            load_state(run.state, session.layers, session.optimizer)
+    run.state.write_bytes(whole.replace(b'"optimizer":"AdamW"', b'"optimizer":"Other"'))
+    with pytest.raises(BadConfig, match=r"of the optimizer Other, the job's is AdamW.*optimizer.name"):
+        load_state(run.state, session.layers, session.optimizer)
+
+
+def test_cancelled_before_the_first_step(make: Make, tiny_model: DiffusersModel) -> None:
+    job = make(training__steps=1)
+    with pytest.raises(Cancelled, match="step 0 of 1"):
+        train(job, tiny_model, cancel=lambda: True)
+    folder = Path(job.output.folder) / "toy"
+    assert train(job, tiny_model, resume=folder).steps == 1
+
+
+def test_a_listener_that_fails_ends_the_run_cleanly(make: Make, tiny_model: DiffusersModel) -> None:
+    def broken(event: dict[str, Any]) -> None:
+        if event["type"] != "started":
+            raise BrokenPipeError("nobody reads")
+
+    job = make()
+    with pytest.raises(TrainingFailed, match=r"BrokenPipeError.*after step 1 is saved"):
+        train(job, tiny_model, on_event=broken)
+    run = Run(Path(job.output.folder) / "toy")
+    assert (run.status().state, run.status().step) == ("failed", 1)
+
+
+def test_a_full_disk_is_told_once_nothing_can_be_written(
+    make: Make, tiny_model: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Run.append
+
+    def full(self: Run, event: dict[str, Any]) -> None:
+        if event["type"] != "started":
+            raise OSError(28, "No space left on device")
+        honest(self, event)
+
+    monkeypatch.setattr(Run, "append", full)
+    with pytest.raises(TrainingFailed, match=r"No space left on device.*could not be noted"):
+        train(make(), tiny_model)
+
+
+def test_a_gpu_that_died_while_saving_is_told(
+    make: Make, tiny_model: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dead(*args: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert")
+
+    monkeypatch.setattr("lib_lora.train.outputs.save_state", dead)
+    job = make(training__steps=2, output__state_every=1)
+    with pytest.raises(TrainingFailed, match=r"device-side assert.*could not be saved"):
+        train(job, tiny_model)
+    assert Run(Path(job.output.folder) / "toy").status().state == "failed"
+
+
+def test_an_interrupt_before_the_step_is_counted_keeps_the_older_state(
+    make: Make, tiny_model: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    def first(self: Any, loss: float) -> None:
+        honest(self, loss)
+        monkeypatch.setattr(engine._Record, "stepped", press)
+
+    honest = engine._Record.stepped
+    monkeypatch.setattr(engine._Record, "stepped", first)
+    job = make()
+    with pytest.raises(KeyboardInterrupt):
+        train(job, tiny_model)
+    run = Run(Path(job.output.folder) / "toy")
+    assert run.status().state == "failed" and not run.state.exists()  # its layers are of step 2, its count of step 1
+
+
+def test_tags_in_sample_prompts_say_nothing(
+    make: Make, tiny_model: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+
+    def draw(model: Any, request: Any) -> list[Image.Image]:
+        drawn.extend(request.prompts)
+        return [Image.new("RGB", (8, 8))]
+
+    monkeypatch.setattr("lib_lora.models.sample.sample", draw)
+    train(make(training__steps=1, output__sample_every=1, output__sample_prompts=("a toy <lora:toy:1>",)), tiny_model)
+    assert drawn == ["a toy"]
+    with pytest.raises(BadTag):
+        train(make(output__sample_prompts=("a <lora:toy:x>",)), tiny_model)
+
+
+def test_one_picture_a_larger_batch_and_a_last_short_step(
+    make: Make, tiny_model: DiffusersModel, tmp_path: Path
+) -> None:
+    Image.new("RGB", (1000, 10), "red").save(tmp_path / "strip.png")
+    job = make(
+        data__folder=str(tmp_path), data__crop="random", training__batch_size=2, training__accumulation=2,
+        training__epochs=2, optimizer__warmup_steps=9, base__prediction="v_prediction",
+    )  # fmt: skip
+    result = train(job, tiny_model)
+    assert result.steps == 1 and result.loss is not None
+    metadata = read_network(result.file).metadata
+    assert (metadata["ss_epoch"], metadata["ss_num_epochs"]) == ("2", "2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +87,24 @@ def test_pixels_and_mirror() -> None:
     want = torch.from_numpy(data.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)
     assert torch.allclose(to_pixels(picture), want, atol=1e-6)
     assert torch.allclose(to_pixels(picture, flip=True), want.flip(-1), atol=1e-6)
+
+
+def test_a_long_strip_is_not_scaled_whole() -> None:
+    # as a whole it would be 24 GB
+    picture = Image.new("RGB", (60_000, 2), "red")
+    picture.paste("blue", (30_000, 0, 60_000, 2))
+    assert cover_crop(picture, 512, (0.25, 0.5)).getpixel((256, 256)) == (255, 0, 0)
+    assert cover_crop(picture, 512, (1.0, 0.5)).getpixel((256, 256)) == (0, 0, 255)
+    assert cover_crop(picture.rotate(90, expand=True), 512).size == (512, 512)
+
+
+@pytest.mark.parametrize("error", [struct.error("required argument is not an integer"), AttributeError("seek")])
+def test_whatever_a_decoder_raises_the_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(path: Path) -> None:  # both were met with damaged files
+        raise error
+
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(BadDataset, match=r"x.png.*replace or remove it"):
+        open_picture(tmp_path / "x.png")

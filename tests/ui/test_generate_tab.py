@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from lib_lora.errors import BadTag
 from lib_lora.ui import page
 from lib_lora.ui.generate_tab import Drawn, GeneratePage, Picture
@@ -38,6 +42,13 @@ def test_generate_passes_numbers_and_shows_the_report_escaped() -> None:
 def test_bad_tag_is_shown_escaped() -> None:
     pictures, report = GeneratePage(FakeGenerator()).generate("<lora:>", "", 0, 1, 1, 64, 1)
     assert pictures == [] and "&lt;network&gt;" in report and "lk-bad" in report
+
+
+@pytest.mark.parametrize("numbers", [(0, None, 1, 64, 1), (float("inf"), 1, 1, 64, 1), ("x", 1, 1, 64, 1), (1, 2)])
+def test_fields_that_hold_no_number_are_told(numbers: tuple[Any, ...]) -> None:
+    service = FakeGenerator()
+    pictures, report = GeneratePage(service).generate("a", "", *numbers)
+    assert pictures == [] and "lk-bad" in report and service.asked == []
 
 
 def test_networks_are_looked_up_anew() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lib_lora.errors import BadConfig, BadDataset, Cancelled, TrainingFailed
+from lib_lora.errors import BadConfig, BadDataset, Cancelled, LoraError, TrainingFailed
 from lib_lora.train.config import JobConfig
 from lib_lora.ui.service import PLOTTED, BackgroundService, Event, check_folder
 
@@ -110,3 +110,37 @@ def test_check_folder(tmp_path: Path) -> None:
     for text, told in (("  ", "empty"), (str(file), "is a file"), (str(tmp_path / "b"), "no folder")):
         with pytest.raises(BadDataset, match=told):
             check_folder(text)
+
+
+@pytest.mark.parametrize("text", ["~nobody-of-this-name/pictures", "x" * 5000])
+def test_folders_no_system_has_are_told(text: str) -> None:
+    with pytest.raises(BadDataset, match="no folder"):
+        check_folder(text)
+
+
+def test_a_name_that_is_taken_is_refused_at_once(tmp_path: Path) -> None:
+    def run(*_: Any) -> Path:
+        raise AssertionError("must not run")
+
+    (tmp_path / "rex.safetensors").write_bytes(b"theirs")
+    service = service_of(run, **{"output.network_folder": str(tmp_path)})
+    with pytest.raises(BadConfig, match=r"rex.safetensors' exists already.*another output.name"):
+        service.start(started(tmp_path))
+    assert service.status().state == "idle"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"preset": ["subject"]}, {"preset": {"a": 1}}, {"preset": 5}, {"data.folder": 5}, {"data.folder": None},
+        {"output.name": "../rex"}, {"output.name": ["rex"]}, {"training.steps": "5"}, {"training.steps": True},
+        {"optimizer.lr": 10**400}, {"network.type": {}}, {"sample_prompts": "x"}, {"": 1},
+        {"output.folder": "a\0b"},
+    ],
+)  # fmt: skip
+def test_values_of_any_type_are_answered_in_words(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    def run(*_: Any) -> Path:
+        raise AssertionError("must not run")
+
+    with pytest.raises(LoraError):
+        service_of(run).start({**started(tmp_path), **wrong})

@@ -101,6 +101,9 @@ def test_start_passes_what_was_changed(service: FakeService) -> None:
         ({"optimizer__lr": "fast"}, "optimizer.lr"),
         ({"training__steps": 1.5}, "training.steps"),
         ({"training__steps": None}, "training.steps"),
+        ({"training__steps": "ten"}, "training.steps"),
+        ({"training__steps": [10]}, "training.steps"),
+        ({"training__steps": float("nan")}, "training.steps"),
         ({"network__rank": 0}, "network.rank"),
         ({"data__resolution": 100}, "data.resolution"),
     ],
@@ -148,7 +151,8 @@ def test_api(service: FakeService) -> None:
     assert page.api_train('{"data.folder": "/x"}') == {"ok": True, "message": "Training."}
     assert service.started == [{"data.folder": "/x"}]
     assert page.api_train("{}")["ok"] is False
-    assert "no JSON object" in page.api_train("[1]")["message"]
+    for text in ("[1]", "5", "null", "{", "[" * 100_000, None, {"data.folder": "/x"}):
+        assert "no JSON object" in page.api_train(text)["message"]  # type: ignore[arg-type]
     service.now = TrainStatus("finished", "rex", result=Path("rex.safetensors"), samples=(Path("a.png"),))
     answer = json.loads(json.dumps(page.api_status()))
     assert answer["result"] == "rex.safetensors" and answer["samples"] == ["a.png"] and answer["state"] == "finished"
