@@ -16,7 +16,7 @@ from lib_lora.models.sample import SampleRequest, sample
 from lib_lora.patch.report import PatchReport
 from lib_lora.prompt import extract
 from lib_lora.runtime import Runtime
-from lib_lora.standalone.demo import MINIATURE_SETTINGS
+from lib_lora.standalone.demo import CFG, MINIATURE_SETTINGS
 from lib_lora.train.config import JobConfig
 from lib_lora.train.engine import train
 from lib_lora.ui.generate_tab import Drawn, Picture
@@ -24,7 +24,14 @@ from lib_lora.ui.service import BackgroundService, Event
 
 ADDRESS = "127.0.0.1"
 MINIATURE_SIDE, SD1_SIDE = 128, 512  # pixels
-MINIATURE_RATES = ("network.alpha", "optimizer.lr", "optimizer.schedule", "optimizer.warmup_steps")
+SD1_CFG = 7.0
+MINIATURE_RATES = (
+    "network.alpha",
+    "optimizer.lr",
+    "optimizer.schedule",
+    "optimizer.warmup_steps",
+    "training.batch_size",
+)
 
 
 class Standalone:
@@ -38,7 +45,7 @@ class Standalone:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         path = checkpoint or checkpoint_path()
         self.model = load_checkpoint(path, device=device)
-        self.side = MINIATURE_SIDE if checkpoint is None else SD1_SIDE
+        self.side, self.cfg = (MINIATURE_SIDE, CFG) if checkpoint is None else (SD1_SIDE, SD1_CFG)
         self.rates = {key: MINIATURE_SETTINGS[key] for key in MINIATURE_RATES} if checkpoint is None else {}
         self.folder, self.runs = networks, runs
         try:
@@ -57,6 +64,7 @@ class Standalone:
             "output.folder": str(self.runs),
             "output.network_folder": str(self.folder),
             "output.sample_every": 50,
+            "output.sample_cfg": self.cfg,
         }
 
     def train(self, job: JobConfig, on_event: Callable[[Event], None], cancel: Callable[[], bool]) -> Path:
@@ -97,6 +105,10 @@ class Standalone:
     def usual_size(self) -> int:
         """The side in pixels that the loaded model draws best."""
         return self.side
+
+    def usual_cfg(self) -> float:
+        """The guidance that the loaded model draws best with."""
+        return self.cfg
 
 
 def serve(

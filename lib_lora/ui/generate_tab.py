@@ -47,6 +47,9 @@ class GenerateService(Protocol):
     def usual_size(self) -> int:
         """The side in pixels that the loaded model draws best."""
 
+    def usual_cfg(self) -> float:
+        """The guidance that the loaded model draws best with."""
+
 
 def add(service: GenerateService) -> None:
     """The page, into the current gradio context."""
@@ -91,7 +94,7 @@ def _numbers(service: GenerateService) -> list[Any]:
         count = gr.Slider(1, 8, value=2, step=1, label="Pictures", min_width=200)
     with gr.Row():
         steps = gr.Slider(1, 100, value=20, step=1, label="Steps", min_width=200)
-        cfg = gr.Slider(1, 20, value=7, step=0.5, label="Guidance", min_width=200)
+        cfg = gr.Slider(1, 20, value=service.usual_cfg(), step=0.5, label="Guidance", min_width=200)
         side = gr.Slider(64, 1024, value=size, step=64, label="Size", min_width=200)
     return [seed, steps, cfg, side, count]
 

@@ -30,6 +30,9 @@ class FakeGenerator:
     def usual_size(self) -> int:
         return 128
 
+    def usual_cfg(self) -> float:
+        return 4.0
+
 
 def test_generate_passes_numbers_and_shows_the_report_escaped() -> None:
     service = FakeGenerator()
