@@ -65,7 +65,7 @@ def paints(main: Rgb) -> dict[str, Rgb]:
 
 def noise(rng: np.random.Generator, size: int, cells: tuple[int, ...], stretch: float = 1.0) -> np.ndarray:
     """Fractal value noise in [0, 1], (size, size) float32: one random grid for each entry of `cells`."""
-    total = np.zeros((size, size), np.float32)
+    total: np.ndarray = np.zeros((size, size), np.float32)
     weight = 1.0
     for n in cells:
         grid = rng.random((max(2, int(n * stretch)), n), np.float32)
@@ -82,7 +82,7 @@ def _blend(t: np.ndarray, low: Rgb, high: Rgb) -> np.ndarray:
 def texture(name: str, size: int, seed: int) -> Image.Image:
     """One of the textured backgrounds, (size, size) RGB. Raises KeyError for a name not in `TEXTURES`."""
     rng = np.random.default_rng(seed)
-    rows = np.linspace(0, 1, size, dtype=np.float32)[:, None]
+    rows: np.ndarray = np.linspace(0, 1, size, dtype=np.float32)[:, None]
     if name == "grass":
         pixels = _blend(noise(rng, size, (5, 40, 64), 0.5), (38, 92, 30), (128, 186, 78))
     elif name == "sand":
@@ -106,8 +106,8 @@ def background(name: str, size: int, seed: int) -> Image.Image:
     if name not in PLAIN_BACKGROUNDS:
         return texture(name, size, seed)
     rng = random.Random(seed)
-    base = np.asarray(jitter(PLAIN_BACKGROUNDS[name], rng, 6), np.float32)
-    slope = np.linspace(-1, 1, size, dtype=np.float32)
+    base: np.ndarray = np.asarray(jitter(PLAIN_BACKGROUNDS[name], rng, 6), np.float32)
+    slope: np.ndarray = np.linspace(-1, 1, size, dtype=np.float32)
     light = rng.uniform(-5, 5) * slope[:, None] + rng.uniform(-5, 5) * slope[None, :]
     return Image.fromarray((base + light[..., None]).clip(0, 255).astype(np.uint8))
 

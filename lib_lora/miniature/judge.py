@@ -44,7 +44,7 @@ def main_colour(pixels: np.ndarray, mask: np.ndarray) -> str:
     table = np.array([COLOURS[n] for n in names], np.float32)
     inside = pixels[mask].astype(np.float32)  # (n, 3)
     votes = ((inside[:, None] - table[None]) ** 2).sum(2).argmin(1)
-    return names[int(np.bincount(votes, minlength=len(names)).argmax())]
+    return names[int(np.argmax(np.bincount(votes, minlength=len(names))))]
 
 
 @functools.lru_cache(maxsize=1)

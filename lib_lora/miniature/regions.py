@@ -23,7 +23,7 @@ def border_colours(pixels: np.ndarray, width: int = 4, most: int = 96) -> np.nda
 
 def distance_from(pixels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """(H, W) distance of each pixel to the nearest of `colours` (n, 3)."""
-    flat = pixels.reshape(-1, 3).astype(np.float32)
+    flat: np.ndarray = pixels.reshape(-1, 3).astype(np.float32)
     squares = (flat**2).sum(1)[:, None] - 2 * flat @ colours.T + (colours**2).sum(1)[None]
     return np.sqrt(np.maximum(squares.min(1), 0)).reshape(pixels.shape[:2])
 
@@ -51,7 +51,7 @@ def largest_patch(mask: np.ndarray) -> np.ndarray:
     """The connected patch of True (4-neighbours, gaps of one pixel closed) with the most pixels."""
     left, best, size = grow(mask), np.zeros_like(mask), 0
     while left.any() and left.sum() > size:
-        patch = fill(left, int(left.argmax()))
+        patch = fill(left, int(np.argmax(left)))
         if patch.sum() > size:
             best, size = patch, int(patch.sum())
         left = left & ~patch
@@ -67,7 +67,7 @@ def fill(mask: np.ndarray, seed: int) -> np.ndarray:
     while patch.sum() > size:
         size = int(patch.sum())
         for ids in (rows, columns):
-            reached = np.zeros(int(ids.max()) + 1, bool)
+            reached: np.ndarray = np.zeros(int(ids.max()) + 1, bool)
             reached[ids[patch]] = True
             patch = mask & reached[ids]
     return patch

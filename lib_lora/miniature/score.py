@@ -51,7 +51,7 @@ def _colours(cut: np.ndarray, inside: np.ndarray) -> np.ndarray:
     place = cut / 256 * COLOUR_BINS - 0.5  # (SIDE, SIDE, 3), in bins
     low = np.floor(place)
     rest = place - low
-    bands = np.zeros((3, COLOUR_BINS, COLOUR_BINS, COLOUR_BINS), np.float64)
+    bands: np.ndarray = np.zeros((3, COLOUR_BINS, COLOUR_BINS, COLOUR_BINS), np.float64)
     band = np.repeat(np.arange(3), SIDE // 3)[:, None] * np.ones((1, SIDE), int)
     for corner in range(8):  # each pixel is shared out among its eight neighbouring bins
         up = np.array([(corner >> c) & 1 for c in range(3)])
