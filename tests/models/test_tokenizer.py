@@ -6,11 +6,13 @@ import importlib.util
 import json
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import ftfy
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lib_lora.errors import BadFile
@@ -43,6 +45,9 @@ words = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs"), m
 @given(text=words)
 @settings(max_examples=60, deadline=None)
 def test_equal_to_open_clips_tokenizer(tiny_model: DiffusersModel, text: str) -> None:
+    if version("transformers") >= "5":
+        # It no longer mends text with ftfy, which rewrites control characters and a few deprecated letters.
+        assume(ftfy.fix_text(text) == text)
     want = reference().encode(text)[:75]
     got = tiny_model.token_ids([text])[0].tolist()
     assert got == [49406, *want, *[49407] * (76 - len(want))]

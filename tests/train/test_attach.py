@@ -113,4 +113,5 @@ def test_a_half_base_trains_float32_adapters(make_tiny: Callable[[int], Diffuser
         found = [layer.down.grad for _, layer in sorted(layers.items())]
         assert all(g is not None and g.dtype == torch.float32 and g.isfinite().all() for g in found)
         grads.append(torch.cat([g.flatten() for g in found if g is not None]))
-    assert float(torch.nn.functional.cosine_similarity(*grads, dim=0)) > 0.98
+    # bfloat16 has 8 bits: 0.93 and 0.99 were seen on random weights of two stacks; a lost or misplaced layer gives ~0
+    assert float(torch.nn.functional.cosine_similarity(*grads, dim=0)) > 0.85
