@@ -138,6 +138,8 @@ def test_identity_changes_with_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_model_takes_and_gives_float32(tiny_checkpoint: Path, dtype: torch.dtype) -> None:
+    if dtype == torch.float16 and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 2):
+        pytest.skip("this torch has no float16 convolution on the CPU")
     full, half = load_checkpoint(tiny_checkpoint), load_checkpoint(tiny_checkpoint, dtype=dtype)
     noise, times = torch.randn(2, 4, 8, 8), torch.tensor([500, 3])
     text = half.encode_text(["a cat", "a dog"])

@@ -46,7 +46,7 @@ def test_new_layers_change_nothing_bit_for_bit(tiny_model: DiffusersModel) -> No
 def test_gradients_reach_every_layer(tiny_model: DiffusersModel, checkpointing: bool) -> None:
     layers = new_layers(tiny_model, BOTH, keyed.generator(0))
     for layer in layers.values():
-        torch.nn.init.normal_(layer.up, std=0.05, generator=keyed.generator(1))
+        layer.up.data.normal_(std=0.05, generator=keyed.generator(1))
     flags = [(p, p.requires_grad) for root in tiny_model.roots().values() for p in root.parameters()]
     with frozen(tiny_model, checkpointing=checkpointing), attach(tiny_model, layers):
         run(tiny_model).square().mean().backward()
@@ -64,7 +64,7 @@ def test_attached_equals_merged(make_tiny: Callable[[int], DiffusersModel]) -> N
     model = make_tiny(3)
     layers = new_layers(model, NetworkSection(type="locon", rank=2, train_text_encoder=True), keyed.generator(0))
     for layer in layers.values():
-        torch.nn.init.normal_(layer.up, std=0.05, generator=keyed.generator(1))
+        layer.up.data.normal_(std=0.05, generator=keyed.generator(1))
     with torch.no_grad():
         plain = run(model)
         with attach(model, layers):
@@ -105,7 +105,7 @@ def test_a_half_base_trains_float32_adapters(make_tiny: Callable[[int], Diffuser
     for model in (full, half):
         layers = new_layers(model, BOTH, keyed.generator(0))
         for layer in layers.values():
-            torch.nn.init.normal_(layer.up, std=0.05, generator=torch.Generator().manual_seed(1))
+            layer.up.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
         with frozen(model, checkpointing=checkpointing), attach(model, layers):
             output = run(model)
             assert output.dtype == torch.float32
