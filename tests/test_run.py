@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from lib_lora import interpreters
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -206,7 +208,9 @@ def test_windows_takes_its_own_paths_and_waits_for_the_child(run: ModuleType, mo
 
     venv = Path("a folder with spaces") / ".venv"
     monkeypatch.setattr(run.subprocess, "run", child)
-    monkeypatch.setattr(run, "os", SimpleNamespace(**{**vars(os), "name": "nt"}))  # pathlib stays what it is
+    windows = SimpleNamespace(**{**vars(os), "name": "nt"})  # for these two modules alone: pathlib stays what it is
+    monkeypatch.setattr(run, "os", windows)
+    monkeypatch.setattr(interpreters, "os", windows)
     python = run.venv_python(venv)
     code = run.again(python, ["demo", "--class", "my dog"])
     py = ["py", "-3.11"] in list(run.candidates({"LORAKIT_PYTHON": ""}))
