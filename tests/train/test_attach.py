@@ -98,20 +98,40 @@ def test_a_layer_without_module_is_refused(tiny_model: DiffusersModel) -> None:
         pass
 
 
+def half_gradients(model: DiffusersModel, checkpointing: bool, lost: int = 0) -> list[torch.Tensor]:
+    """The gradient of each layer's `down` in the layers' order; the first `lost` layers are not attached."""
+    layers = dict(sorted(new_layers(model, BOTH, keyed.generator(0)).items()))
+    for layer in layers.values():
+        layer.up.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
+    attached = dict(list(layers.items())[lost:])
+    with frozen(model, checkpointing=checkpointing), attach(model, attached):
+        output = run(model)
+        assert output.dtype == torch.float32
+        output.square().mean().backward()
+    found = [layer.down.grad for layer in attached.values()]
+    assert all(g is not None and g.dtype == torch.float32 and g.isfinite().all() and g.any() for g in found)
+    return [torch.zeros_like(layer.down) if layer.down.grad is None else layer.down.grad for layer in layers.values()]
+
+
+def agreement(one: list[torch.Tensor], two: list[torch.Tensor]) -> float:
+    a, b = (torch.cat([g.flatten() for g in grads]) for grads in (one, two))
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_half_base_trains_float32_adapters(make_tiny: Callable[[int], DiffusersModel], checkpointing: bool) -> None:
-    full, half = make_tiny(5), make_tiny(5).to(torch.bfloat16)
-    grads = []
-    for model in (full, half):
-        layers = new_layers(model, BOTH, keyed.generator(0))
-        for layer in layers.values():
-            layer.up.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
-        with frozen(model, checkpointing=checkpointing), attach(model, layers):
-            output = run(model)
-            assert output.dtype == torch.float32
-            output.square().mean().backward()
-        found = [layer.down.grad for _, layer in sorted(layers.items())]
-        assert all(g is not None and g.dtype == torch.float32 and g.isfinite().all() for g in found)
-        grads.append(torch.cat([g.flatten() for g in found if g is not None]))
-    # bfloat16 has 8 bits: 0.93 and 0.99 were seen on random weights of two stacks; a lost or misplaced layer gives ~0
-    assert float(torch.nn.functional.cosine_similarity(*grads, dim=0)) > 0.85
+    # bfloat16's 8 bits say nothing about direction on random weights (0.14 to 0.999 seen); float16 judges that below
+    half_gradients(make_tiny(5).to(torch.bfloat16), checkpointing)
+
+
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 2),
+    reason="this torch has no float16 convolution on the CPU",
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_on_a_float16_base_are_the_float32_ones(
+    make_tiny: Callable[[int], DiffusersModel], checkpointing: bool
+) -> None:
+    full = half_gradients(make_tiny(5), checkpointing)
+    assert agreement(full, half_gradients(make_tiny(5).to(torch.float16), checkpointing)) > 0.999
+    assert agreement(full, half_gradients(make_tiny(5).to(torch.float16), checkpointing, lost=20)) < 0.99
