@@ -21,6 +21,8 @@ from lib_lora.keys.layer_key import UNET, LayerKey
 from lib_lora.networks.lora import Lora
 from lib_lora.networks.network import Network
 from lib_lora.patch.patcher import Loaded, Patcher, Source
+from lib_lora.ports import Slot
+from lib_lora.prompt import Strengths
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -52,6 +54,10 @@ class Weights:
     def modules_by_key(self) -> dict[LayerKey, nn.Module]:
         """All layers."""
         return self.modules
+
+    def slots(self) -> dict[LayerKey, Slot]:
+        """Where their weights are."""
+        return {key: Slot(module) for key, module in self.modules.items()}
 
     def base_identity(self) -> str:
         """Always the same weights."""
@@ -113,7 +119,7 @@ def main() -> None:
                 module.weight.data.copy_(backup[key])
 
         def at(strength: float, turn: int = turn, patcher: Patcher = patcher) -> None:
-            sources = [Source(Path(n.name), turn, 0, strength, strength) for n in nets]
+            sources = [Source((Path(n.name), turn, 0, 0), Strengths(strength, strength)) for n in nets]
             patcher.apply(weights, [Loaded(n, s) for n, s in zip(nets, sources, strict=True)])  # type: ignore[arg-type]
 
         kept: list[dict[LayerKey, Tensor]] = []

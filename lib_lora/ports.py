@@ -1,8 +1,9 @@
-"""Protocols only: what the engine and the runtime need of a model and of a host."""
+"""Protocols: what the engine and the runtime need of a model and of a host; and where a model keeps a layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -11,9 +12,36 @@ if TYPE_CHECKING:
     from lib_lora.keys.layer_key import LayerKey
 
 
+@dataclass(frozen=True)
+class Slot:
+    """Where a model keeps the weight and bias of one layer: parameters of `module`, by name.
+
+    Of a fused attention projection only `rows` belong to the layer. A `transposed` weight is stored as (in, out).
+    `bias` is None where the layer cannot have one; it may also name a parameter that is None for now.
+    """
+
+    module: nn.Module
+    weight: str = "weight"
+    bias: str | None = "bias"
+    rows: slice | None = None
+    transposed: bool = False
+
+
+class Patchable(Protocol):
+    """What applying needs of a model."""
+
+    version: str  # "sd1", "sd2", "sdxl"
+
+    def slots(self) -> Mapping[LayerKey, Slot]:
+        """Every layer that a network can name, by canonical key."""
+
+    def base_identity(self) -> str:
+        """A string that changes whenever other base weights are loaded."""
+
+
 @runtime_checkable
 class DiffusionModel(Protocol):
-    """A loaded latent-diffusion model, whatever classes it is made of."""
+    """A loaded latent-diffusion model, whatever classes it is made of: all that training and sampling need."""
 
     name: str
     version: str  # "sd1", "sd2", "sdxl"
@@ -21,6 +49,9 @@ class DiffusionModel(Protocol):
 
     def modules_by_key(self) -> Mapping[LayerKey, nn.Module]:
         """Every Linear, Conv2d and norm that a network can name, by canonical key."""
+
+    def slots(self) -> Mapping[LayerKey, Slot]:
+        """See `Patchable`."""
 
     def roots(self) -> Mapping[str, nn.Module]:
         """The root module of each part: {"unet": ..., "te1": ...}."""

@@ -6,20 +6,19 @@ import dataclasses
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from lib_lora.errors import LoraError, WrongBaseModel
 from lib_lora.files.codec import base_version, read_network
 from lib_lora.files.library import NetworkLibrary
 from lib_lora.keys import versions
 from lib_lora.networks.network import Network
-from lib_lora.patch.patcher import Loaded, Patcher, Source
+from lib_lora.patch.patcher import Patcher
+from lib_lora.patch.plan import FileState, Loaded, Source
 from lib_lora.patch.report import PatchReport
-from lib_lora.ports import DiffusionModel
-from lib_lora.prompt import NetworkRequest
+from lib_lora.ports import Patchable
+from lib_lora.prompt import Moment, NetworkRequest
 
 log = logging.getLogger(__name__)
-FileState = tuple[Path, int, int, int]
 
 
 class Runtime:
@@ -33,7 +32,12 @@ class Runtime:
         self._bad: dict[FileState, str] = {}  # files of the last request that cannot be used, and why
         self._version = ""  # of the model that `_bad` was decided for
 
-    def activate(self, model: DiffusionModel, requests: Iterable[NetworkRequest]) -> PatchReport:
+    def activate(
+        self,
+        model: Patchable,
+        requests: Iterable[NetworkRequest],
+        moment: Moment = Moment(),  # noqa: B008 - frozen
+    ) -> PatchReport:
         """Make the model's weights pristine + `requests`, replacing whatever was applied.
 
         The same network asked for twice adds up. A name without a file, a file that cannot be read or one for another
@@ -50,7 +54,7 @@ class Runtime:
             except LoraError as error:
                 errors.append(str(error))
                 continue
-            source = Source(entry.path, *entry.stamp[:2], request.te, request.unet, request.dyn, entry.changed)
+            source = Source((entry.path, *entry.stamp), request.strengths(moment), request.dyn)
             named.append((request.name, source))
         self._bad = {state: why for state, why in self._bad.items() if any(s.file == state for _, s in named)}
         readable = [(name, source) for name, source in named if source.file not in self._bad]

@@ -112,11 +112,10 @@ def _text_width(key: LayerKey, layer: Layer) -> int | None:
 
 
 def _layer(tensors: Mapping[str, Tensor]) -> Layer | None:
-    kind = registry.detect(tensors)
-    if kind is None or not all(t.is_floating_point() or name == "alpha" for name, t in tensors.items()):
+    if not all(t.is_floating_point() or name == "alpha" for name, t in tensors.items()):
         return None
     try:
-        return kind.from_tensors(tensors)
+        return registry.build(tensors)
     except ShapeMismatch:
         return None  # its names are listed as unknown: one damaged layer must not cost the others
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lib_lora.keys.layer_key import TE1, UNET, LayerKey
 from lib_lora.models.schedule import scaled_linear
 from lib_lora.models.tokenizer import TOKENS
+from lib_lora.ports import Slot
 
 TEXT_PREFIX = "text_model."
 _NORMS = (nn.LayerNorm, nn.GroupNorm)
@@ -83,6 +84,10 @@ class DiffusersModel:
                 if is_layer(module):
                     self._layers[LayerKey(TE1, TEXT_PREFIX + path)] = module
         return self._layers
+
+    def slots(self) -> Mapping[LayerKey, Slot]:
+        """Where each layer's weight and bias are."""
+        return {key: Slot(module) for key, module in self.modules_by_key().items()}
 
     def token_ids(self, prompts: Sequence[str]) -> Tensor:
         """(batch, 77) int64: start, words, end, then end tokens as padding; longer texts are cut."""

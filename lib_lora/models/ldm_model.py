@@ -15,6 +15,7 @@ from lib_lora.keys.unet import LDM_TO_DIFFUSERS
 from lib_lora.models import ldm_session
 from lib_lora.models.diffusers_model import is_layer
 from lib_lora.models.tokenizer import TOKENS
+from lib_lora.ports import Slot
 
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}
 
@@ -70,6 +71,10 @@ class LdmModel:
                 if is_layer(module):
                     self._modules[LayerKey(TE1, path)] = module
         return self._modules
+
+    def slots(self) -> Mapping[LayerKey, Slot]:
+        """Where each layer's weight and bias are."""
+        return {key: Slot(module) for key, module in self.modules_by_key().items()}
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Text states (batch, 77, width), one window: longer prompts are cut. No emphasis, text is taken literally."""

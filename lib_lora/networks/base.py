@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lib_lora.errors import ShapeMismatch
 
 
 @dataclass(frozen=True)
 class Op:
-    """How the base layer uses its weight. `stride`, `padding`, `dilation` and `groups` matter for `conv2d` only."""
+    """What the base layer does with its weight and bias.
 
-    kind: str = "linear"  # "linear" or "conv2d"
+    `kind` is "linear", "conv2d", "layer_norm" or "group_norm". `stride`, `padding`, `dilation` and `groups` are the
+    convolution's; `groups` and `eps` the group norm's, `eps` the layer norm's.
+    """
+
+    kind: str = "linear"
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] | str = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    eps: float = 1e-5
 
     @classmethod
     def of(cls, module: nn.Module) -> Op:
-        """The operation of a Linear or Conv2d module (or of anything with their attributes)."""
-        if getattr(module, "kernel_size", None) is None:
-            return cls()
-        return cls("conv2d", module.stride, module.padding, module.dilation, module.groups)  # type: ignore[arg-type]
+        """The operation of a Linear, Conv2d or norm module, or of anything with their attributes."""
+        given: Any = module
+        if getattr(module, "kernel_size", None) is not None:
+            return cls("conv2d", given.stride, given.padding, given.dilation, given.groups)
+        if hasattr(module, "num_groups"):
+            return cls("group_norm", groups=given.num_groups, eps=given.eps)
+        if hasattr(module, "normalized_shape"):
+            return cls("layer_norm", eps=given.eps)
+        return cls()
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The base layer's output for `x` with this weight and bias."""
+        if self.kind == "conv2d":
+            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        if self.kind == "group_norm":
+            return F.group_norm(x, self.groups, weight, bias, self.eps)
+        if self.kind == "layer_norm":
+            return F.layer_norm(x, tuple(weight.shape), weight, bias, self.eps)
+        return F.linear(x, weight.flatten(1), bias)
+
+
+class Factors(NamedTuple):
+    """A delta as `scale * up @ down`: up (out, rank), down (rank, in * kh * kw), whatever the base weight is."""
+
+    up: Tensor
+    down: Tensor
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -42,13 +74,18 @@ class LayerSpec:
 class Layer(nn.Module, ABC):
     """A network's part for one base layer.
 
-    Equation, for a base weight W of shape (out, in) or (out, in, kh, kw) and strength m:
-    `W' = W + m * delta(W)`. Factors are `nn.Parameter`s; `alpha` is a plain float.
+    For a base weight W of shape (out, in), (out, in, kh, kw) or, for a norm, (channels,), and strength m:
+    `W' = W + m * delta(W)`, and likewise for the bias. That rule holds for every type, also for those whose delta
+    depends on W (multiplicative, orthogonal, replaced, DoRA): strength interpolates between the base layer and the
+    layer at strength 1. Several networks add their deltas, each taken of the unchanged W.
+    Factors are `nn.Parameter`s; `alpha` is a plain float.
     """
 
     kind: ClassVar[str]  # "lora", "loha", ...
-    alpha: float
-    rank: int
+    alpha: float = 1.0
+    rank: int = 0  # 0: the type has none
+    changes_weight: bool = True
+    changes_bias: bool = False
 
     @classmethod
     @abstractmethod
@@ -73,14 +110,70 @@ class Layer(nn.Module, ABC):
     def delta(self, weight: Tensor) -> Tensor:
         """The change at strength 1, of `weight`'s shape and in float32 or wider. Never mutates its inputs.
 
-        Raises ShapeMismatch if the factors do not fit `weight`.
+        Differentiable in the factors. Raises ShapeMismatch if the factors do not fit `weight`.
         """
 
-    @abstractmethod
-    def branch(self, x: Tensor, op: Op) -> Tensor:
-        """What the delta adds to the base layer's output for input `x`; differentiable, bias not included."""
+    def bias_delta(self, bias: Tensor) -> Tensor:
+        """The change of the bias at strength 1, of `bias`'s shape, for layers with `changes_bias`."""
+        raise NotImplementedError(f"{type(self).__name__} changes no bias")
+
+    def factors(self) -> Factors | None:
+        """The delta as one matrix product, if it is one and independent of the base weight; else None."""
+        return None
+
+    def truncated(self, ranks: int) -> Layer:
+        """The layer with its first `ranks` ranks only, scale kept (DyLoRA); itself for types without nested ranks."""
+        return self
+
+    def branch(self, x: Tensor, op: Op, weight: Tensor) -> Tensor:
+        """What the layer adds to the base layer's output for input `x`, in `x`'s dtype; differentiable in the factors.
+
+        `weight` is the base weight. Types that have a cheaper way than building the delta override this.
+        """
+        if self.changes_weight:
+            out = op.apply(x, self.delta(weight).to(x.dtype))
+        else:
+            out = torch.zeros_like(op.apply(x, weight.to(x.dtype)))
+        if not self.changes_bias:
+            return out
+        # The bias is that of channels: the second axis of a convolution's or group norm's output, else the last.
+        channels_second = op.kind in ("conv2d", "group_norm")
+        bias = self.bias_delta(torch.zeros(weight.shape[0], device=x.device, dtype=x.dtype)).to(x.dtype)
+        return out + (bias.view(-1, *(1,) * (out.ndim - 2)) if channels_second else bias)
 
     @property
     def scale(self) -> float:
         """alpha / rank."""
         return self.alpha / self.rank if self.rank else 1.0
+
+
+class Modifier(Layer):
+    """A layer round another one: it owns the tensors called `NAMES` and leaves the rest to the layer inside."""
+
+    NAMES: ClassVar[frozenset[str]]
+
+    @classmethod
+    @abstractmethod
+    def wrap(cls, core: Layer | None, tensors: Mapping[str, Tensor]) -> Layer | None:
+        """The modified layer; None if it means nothing without a layer inside. Raises ShapeMismatch."""
+
+
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """What deltas are computed in: float64 if any of the tensors is, else float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def read_alpha(tensors: Mapping[str, Tensor], default: float) -> float:
+    """The number in `alpha`, or `default` without one. Raises ShapeMismatch if it is more than one number."""
+    alpha = tensors.get("alpha")
+    if alpha is None:
+        return default
+    if alpha.numel() != 1:
+        raise ShapeMismatch(f"alpha has {alpha.numel()} numbers instead of 1; get the file again")
+    return float(alpha)
+
+
+def uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """kaiming_uniform(a=sqrt 5), kohya's choice: within 1 / sqrt(fan in). torch 2.1's own takes no generator."""
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_lora.errors import ShapeMismatch
-from lib_lora.networks.base import Layer, LayerSpec, Op
+from lib_lora.networks.base import Factors, Layer, LayerSpec, Op, read_alpha, uniform, wide_dtype
 
 UP, DOWN, MID, ALPHA = "lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha"
 
@@ -21,12 +21,6 @@ UP, DOWN, MID, ALPHA = "lora_up.weight", "lora_down.weight", "lora_mid.weight", 
 def _as_conv(factor: Tensor) -> Tensor:
     """A factor as a convolution's weight: (a, b) -> (a, b, 1, 1)."""
     return factor if factor.ndim == 4 else factor[:, :, None, None]
-
-
-def _uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """kaiming_uniform(a=sqrt 5), kohya's choice: within 1 / sqrt(fan in). torch 2.1's own takes no generator."""
-    bound = 1 / math.sqrt(math.prod(shape[1:]))
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
 class Lora(Layer):
@@ -59,12 +53,9 @@ class Lora(Layer):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Lora:
-        alpha = None
-        if ALPHA in tensors:
-            if tensors[ALPHA].numel() != 1:
-                raise ShapeMismatch(f"alpha has {tensors[ALPHA].numel()} numbers instead of 1; get the file again")
-            alpha = float(tensors[ALPHA])
-        return cls(tensors[UP], tensors[DOWN], alpha, tensors.get(MID))
+        down = tensors[DOWN]
+        alpha = read_alpha(tensors, float(down.shape[0]) if down.ndim else 0.0)
+        return cls(tensors[UP], down, alpha, tensors.get(MID))
 
     @classmethod
     def init(cls, spec: LayerSpec, generator: torch.Generator | None = None) -> Lora:
@@ -73,10 +64,10 @@ class Lora(Layer):
         ones = (1,) * len(kernel)
         mid = None
         if spec.options.get("tucker") and math.prod(kernel) > 1:
-            down = _uniform((spec.rank, width_in, *ones), generator)
-            mid = _uniform((spec.rank, spec.rank, *kernel), generator)
+            down = uniform((spec.rank, width_in, *ones), generator)
+            mid = uniform((spec.rank, spec.rank, *kernel), generator)
         else:
-            down = _uniform((spec.rank, width_in, *kernel), generator)
+            down = uniform((spec.rank, width_in, *kernel), generator)
         return cls(torch.zeros(width_out, spec.rank, *ones), down, spec.alpha, mid)
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -87,7 +78,7 @@ class Lora(Layer):
         return {**tensors, ALPHA: torch.tensor(self.alpha)}
 
     def delta(self, weight: Tensor) -> Tensor:
-        wide = torch.float64 if torch.float64 in (weight.dtype, self.up.dtype) else torch.float32
+        wide = wide_dtype(weight, self.up)
         up, down = self.up.to(wide).flatten(1), self.down.to(wide).flatten(1)
         numbers = up.shape[0] * down.shape[1] * (math.prod(self.mid.shape[2:]) if self.mid is not None else 1)
         # A 1x1 convolution and a Linear differ in trailing axes only: either kind of factors fits either.
@@ -102,7 +93,17 @@ class Lora(Layer):
             change = torch.einsum("nmkl,on,mi->oikl", _as_conv(self.mid.to(wide)), up, down)
         return change.reshape(weight.shape) * self.scale
 
-    def branch(self, x: Tensor, op: Op) -> Tensor:
+    def factors(self) -> Factors | None:
+        if self.mid is not None:
+            return None
+        return Factors(self.up.flatten(1), self.down.flatten(1), self.scale)
+
+    def truncated(self, ranks: int) -> Lora:
+        mid = self.mid.detach()[:ranks, :ranks] if self.mid is not None else None
+        up, down = self.up.detach()[:, :ranks], self.down.detach()[:ranks]
+        return Lora(up, down, self.scale * down.shape[0], mid)
+
+    def branch(self, x: Tensor, op: Op, weight: Tensor) -> Tensor:
         up, down = self.up.to(x.dtype), self.down.to(x.dtype)
         mid = self.mid.to(x.dtype) if self.mid is not None else None
         if op.kind == "linear":
@@ -111,16 +112,10 @@ class Lora(Layer):
                 hidden = F.linear(hidden, mid.flatten(1))
             return F.linear(hidden, up.flatten(1))
         if op.groups != 1:
-            return self._grouped(x, op)
+            return op.apply(x, self.delta(weight).to(x.dtype))  # groups mix no channels, low-rank factors do
         spatial = _as_conv(down)
         if mid is not None:
             # Zero padding passes unchanged through the 1x1 `down`, so the core alone carries the geometry.
             x, spatial = F.conv2d(x, spatial), _as_conv(mid)
         hidden = F.conv2d(x, spatial, None, op.stride, op.padding, op.dilation)
         return F.conv2d(hidden * self.scale, _as_conv(up))
-
-    def _grouped(self, x: Tensor, op: Op) -> Tensor:
-        """Groups mix no channels, low-rank factors do: only the whole delta is exact."""
-        kernel = (self.mid if self.mid is not None else self.down).shape[2:]
-        weight = torch.empty(self.up.shape[0], x.shape[1] // op.groups, *kernel, device="meta")
-        return F.conv2d(x, self.delta(weight).to(x.dtype), None, op.stride, op.padding, op.dilation, op.groups)

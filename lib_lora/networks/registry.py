@@ -1,11 +1,13 @@
-"""The ordered tuple of network types. A new type is one file and one line here."""
+"""The ordered tuples of network types and of modifiers. A new type is one file and one line here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
 
 from lib_lora.errors import BadConfig
-from lib_lora.networks.base import Layer
+from lib_lora.networks.base import Layer, Modifier
 from lib_lora.networks.lora import Lora
 
 
@@ -21,12 +23,35 @@ def ordered(*types: type[Layer]) -> tuple[type[Layer], ...]:
 TYPES = ordered(
     Lora,
 )
+# From the outermost inwards: a modifier takes its own tensors and goes round the layer that the others describe.
+MODIFIERS: tuple[type[Modifier], ...] = ()
 
 
 def detect(names: Iterable[str]) -> type[Layer] | None:
-    """The type these tensor names (without layer prefix) belong to, or None."""
-    given = frozenset(names)
+    """The type these tensor names (without layer prefix) belong to, modifiers' names left aside, or None."""
+    given = frozenset(names).difference(*(m.NAMES for m in MODIFIERS))
     return next((cls for cls in TYPES if cls.matches(given)), None)
+
+
+def build(tensors: Mapping[str, Tensor]) -> Layer | None:
+    """The layer that these tensors (names without layer prefix) describe, modifiers included; None if of no type.
+
+    Raises ShapeMismatch if their shapes contradict each other.
+    """
+    for position, modifier in enumerate(MODIFIERS):
+        own = {name: tensor for name, tensor in tensors.items() if name in modifier.NAMES}
+        if own:
+            return _modified(tensors, own, position)
+    kind = next((cls for cls in TYPES if cls.matches(frozenset(tensors))), None)
+    return kind.from_tensors(tensors) if kind is not None else None
+
+
+def _modified(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], position: int) -> Layer | None:
+    rest = {name: tensor for name, tensor in tensors.items() if name not in own}
+    core = build(rest) if rest.keys() - {"alpha"} else None
+    if core is None and rest.keys() - {"alpha"}:
+        return None
+    return MODIFIERS[position].wrap(core, own)
 
 
 def by_kind(kind: str) -> type[Layer]:

@@ -11,16 +11,21 @@ from torch import Tensor
 
 from lib_lora.errors import ShapeMismatch
 from lib_lora.networks.base import Layer
-from lib_lora.networks.lora import Lora
+
+LATENT_CHANNELS = 4  # what the first convolution of a model that sees nothing but latents takes
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one network gives to one weight: `strength * delta`, of a LoRA the first `ranks` ranks only (DyLoRA)."""
+    """What one network gives to one weight, or with `bias` to one bias: `strength * delta`.
+
+    `ranks` takes only the first ranks of types that nest them (DyLoRA).
+    """
 
     layer: Layer
     strength: float
     ranks: int | None = None
+    bias: bool = False
 
 
 def merged(pristine: Tensor, shares: Sequence[Share], out: Tensor | None = None) -> Tensor:
@@ -30,11 +35,15 @@ def merged(pristine: Tensor, shares: Sequence[Share], out: Tensor | None = None)
     that one `addmm` adds them. With `out` the result is written there. Raises ShapeMismatch if a share does not fit.
     """
     wide = torch.float64 if pristine.dtype == torch.float64 else torch.float32
-    active = [share for share in shares if share.strength != 0]
-    pairs = [pair for pair in (_factors(share, pristine, wide) for share in active) if pair is not None]
-    rest = [share for share in active if not _low_rank(share.layer)]
+    pairs: list[tuple[Tensor, Tensor]] = []
+    rest: list[Share] = []
+    for share in shares:
+        if share.strength != 0:
+            pair = _factors(share, pristine, wide)
+            rest.append(share) if pair is None else pairs.append(pair)
     weight = pristine.to(wide)
     in_place = out is not None and out.dtype == wide and out.is_contiguous() and out.device == pristine.device
+    total = weight
     if pairs:
         up, down = torch.cat([u for u, _ in pairs], dim=1), torch.cat([d for _, d in pairs], dim=0)
         flat = weight.flatten(1)
@@ -42,35 +51,57 @@ def merged(pristine: Tensor, shares: Sequence[Share], out: Tensor | None = None)
             torch.addmm(flat, up, down, out=out.flatten(1))  # (out, in*k) + (out, ranks) @ (ranks, in*k)
             return out
         total = torch.addmm(flat, up, down).view(weight.shape)
-    else:
-        total = weight
     for share in rest:
-        layer = _on_device(share.layer, weight.device)
-        total = total + share.strength * layer.delta(weight).to(wide)
+        total = total + share.strength * _delta(share, weight)
     if out is not None:
         return out.copy_(total)
     return total.to(pristine.dtype) if total is not pristine else pristine.clone()
 
 
-def _low_rank(layer: Layer) -> bool:
-    return isinstance(layer, Lora) and layer.mid is None
+def _delta(share: Share, weight: Tensor) -> Tensor:
+    layer = share.layer if share.ranks is None else share.layer.truncated(share.ranks)
+    layer = _on_device(layer, weight.device)
+    if share.bias:
+        change = layer.bias_delta(weight)
+        if change.shape != weight.shape:
+            raise ShapeMismatch(
+                f"a bias {tuple(change.shape)} does not fit one of {tuple(weight.shape)}; "
+                "the network is for another base model"
+            )
+        return change.to(weight.dtype)
+    try:
+        return layer.delta(weight).to(weight.dtype)
+    except ShapeMismatch:
+        if not _extended(weight):
+            raise
+    # An inpainting or editing model's first convolution: the latents' channels come first, the others are its own.
+    change = torch.zeros_like(weight)
+    change[:, :LATENT_CHANNELS] = layer.delta(weight[:, :LATENT_CHANNELS].contiguous()).to(weight.dtype)
+    return change
+
+
+def _extended(weight: Tensor) -> bool:
+    return weight.dim() == 4 and weight.shape[1] in (8, 9)
 
 
 def _factors(share: Share, weight: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor] | None:
-    """Up (out, r), times strength and scale, and down (r, in * kh * kw); None if the layer is not low-rank."""
-    layer = share.layer
-    if not isinstance(layer, Lora) or layer.mid is not None:
+    """Up (out, r), times strength and scale, and down (r, in * kh * kw); None if the share is no such product."""
+    if share.bias or weight.dim() < 2:
         return None
-    up, down = layer.up.detach().flatten(1), layer.down.detach().flatten(1)
+    layer = share.layer if share.ranks is None else share.layer.truncated(share.ranks)
+    factors = layer.factors()
+    if factors is None:
+        return None
+    up, down, scale = factors
     if up.shape[0] != weight.shape[0] or down.shape[1] != weight[0].numel():
+        if _extended(weight) and down.shape[1] == weight[0, :LATENT_CHANNELS].numel():
+            return None
         raise ShapeMismatch(
-            f"LoRA factors {tuple(layer.up.shape)} x {tuple(layer.down.shape)} do not fit a weight "
+            f"factors {tuple(up.shape)} x {tuple(down.shape)} do not fit a weight "
             f"{tuple(weight.shape)}; the network is for another base model"
         )
-    if share.ranks is not None:
-        up, down = up[:, : share.ranks], down[: share.ranks]
-    up, down = up.to(weight.device, wide), down.to(weight.device, wide)
-    return up * (share.strength * layer.scale), down
+    up, down = up.detach().to(weight.device, wide), down.detach().to(weight.device, wide)
+    return up * (share.strength * scale), down
 
 
 def _on_device(layer: Layer, device: torch.device) -> Layer:

@@ -2,64 +2,35 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
 from lib_lora.errors import ShapeMismatch
-from lib_lora.keys.layer_key import UNET, LayerKey
-from lib_lora.networks.network import Network
-from lib_lora.patch.merge import Share, merged
+from lib_lora.patch.merge import merged
+from lib_lora.patch.plan import Gift, Loaded, Plan, Signature, Source, Work, make_plan, signature
 from lib_lora.patch.pristine import Pristine
 from lib_lora.patch.report import NetworkReport, PatchReport
-from lib_lora.patch.targets import Target, weight_of, writing
-from lib_lora.ports import DiffusionModel
+from lib_lora.patch.targets import Target, writing
+from lib_lora.ports import Patchable
 
-
-@dataclass(frozen=True)
-class Source:
-    """Which file, in which state, at which strengths: what decides whether weights must be merged anew."""
-
-    path: Path
-    mtime_ns: int
-    size: int
-    te: float = 1.0
-    unet: float = 1.0
-    dyn: int | None = None
-    changed_ns: int = 0
-
-    @property
-    def file(self) -> tuple[Path, int, int, int]:
-        """What tells one state of a file from another."""
-        return self.path, self.mtime_ns, self.size, self.changed_ns
-
-    def strength(self, part: str) -> float:
-        """The strength for the UNet, or for any of the text encoders."""
-        return self.unet if part == UNET else self.te
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A network read from its file."""
-
-    network: Network
-    source: Source
-
-
-Signature = tuple[tuple[object, ...], ...]
+__all__ = ["Loaded", "Patcher", "Source"]
+# bfloat16 reaches as far as float32; these do not.
+NARROW = tuple(getattr(torch, n) for n in ("float16", "float8_e4m3fn", "float8_e5m2") if hasattr(torch, n))
+Misfits = Mapping[Gift, str]
 
 
 @dataclass(frozen=True)
 class _Done:
-    """What a weight holds now: who gave to it, which of those did not fit (position -> why), whether it is changed."""
+    """What a parameter holds now: from which gifts, which of them did not fit and why, whether it is changed."""
 
     signature: Signature
-    misfits: Mapping[int, str]
+    misfits: Mapping[int, str]  # position among the gifts -> why
     changed: bool
 
 
@@ -74,17 +45,16 @@ class Patcher:
         self._identity: str | None = None
         self._sources: tuple[Source, ...] = ()
         self._report = PatchReport()
-        self._done: dict[LayerKey, _Done] = {}
+        self._done: weakref.WeakKeyDictionary[nn.Module, dict[str, _Done]] = weakref.WeakKeyDictionary()
 
-    def current(self, model: DiffusionModel, sources: Sequence[Source]) -> PatchReport | None:
+    def current(self, model: Patchable, sources: Sequence[Source]) -> PatchReport | None:
         """The last report if exactly this is applied to exactly these weights already, else None."""
         if self._identity != model.base_identity() or self._sources != tuple(sources):
             return None
-        modules = model.modules_by_key()
-        intact = all(key in modules and self._holds(modules[key], done) for key, done in self._done.items())
-        return self._report if intact else None
+        done = ((Target(module, name), d) for module, names in self._done.items() for name, d in names.items())
+        return self._report if all(self._holds(target, d) for target, d in done) else None
 
-    def apply(self, model: DiffusionModel, loads: Sequence[Loaded]) -> PatchReport:
+    def apply(self, model: Patchable, loads: Sequence[Loaded]) -> PatchReport:
         """Make the weights pristine + `loads`, whatever was applied before. An empty `loads` restores.
 
         Layers the model lacks or that do not fit are reported and cost nothing else. On any other error everything
@@ -108,10 +78,11 @@ class Patcher:
         with torch.no_grad():
             for module, name in self.pristine:
                 self.pristine.put_back(module, name)
-        self._forget()
+        self._identity, self._sources, self._report = None, (), PatchReport()
+        self._done.clear()
 
     @contextmanager
-    def applied(self, model: DiffusionModel, loads: Sequence[Loaded]) -> Iterator[PatchReport]:
+    def applied(self, model: Patchable, loads: Sequence[Loaded]) -> Iterator[PatchReport]:
         """`apply` for the length of a `with` block."""
         try:
             yield self.apply(model, loads)
@@ -126,90 +97,121 @@ class Patcher:
     ) -> None:
         self.restore()
 
-    def _forget(self) -> None:
-        self._identity, self._sources, self._report, self._done = None, (), PatchReport(), {}
+    def _holds(self, target: Target, done: _Done) -> bool:
+        return not done.changed or self.pristine.holds(target)
 
-    def _holds(self, module: nn.Module, done: _Done) -> bool:
-        return not done.changed or self.pristine.holds(Target(module))
+    def _apply(self, model: Patchable, loads: Sequence[Loaded]) -> PatchReport:
+        slots = model.slots()
+        self._leave_other_models(model.base_identity(), {id(slot.module) for slot in slots.values()})
+        plan = make_plan(slots, loads)
+        self._clear_all_but({(id(work.target.module), work.target.name) for work in plan.works})
+        sums: list[tuple[Work, Tensor]] = []
+        for work in plan.works:
+            total = self._write(work, signature(work, loads))
+            if total is not None:
+                sums.append((work, total))
+        self._undo_overflows(sums)
+        return self._reported(plan, loads)
 
-    def _apply(self, model: DiffusionModel, loads: Sequence[Loaded]) -> PatchReport:
-        modules = model.modules_by_key()
-        self._leave_other_models(model.base_identity(), modules)
-        shares: dict[LayerKey, list[tuple[int, Share]]] = {}
-        unmatched: list[list[str]] = [list(load.network.unknown) for load in loads]
-        for i, load in enumerate(loads):
-            for key, layer in load.network.layers.items():
-                if key not in modules or weight_of(modules[key]) is None:
-                    unmatched[i].append(str(key))
-                else:
-                    share = Share(layer, load.source.strength(key.part), load.source.dyn)
-                    shares.setdefault(key, []).append((i, share))
-        for key in self._done.keys() - shares.keys():
-            if key in modules:
-                self.pristine.put_back(modules[key], "weight")
-            del self._done[key]
-        applied = [0] * len(loads)
-        mismatched: list[list[str]] = [[] for _ in loads]
-        for key, given in shares.items():
-            signature = tuple((loads[i].source.file, share.strength, share.ranks) for i, share in given)
-            misfits = self._write(key, modules[key], [share for _, share in given], signature)
-            for position, (i, _) in enumerate(given):
-                if position in misfits:
-                    mismatched[i].append(f"{key}: {misfits[position]}")
-                else:
-                    applied[i] += 1
-        names = [load.network.name for load in loads]
-        rows = zip(names, applied, map(tuple, unmatched), map(tuple, mismatched))
-        return PatchReport(tuple(NetworkReport(*row) for row in rows))
-
-    def _leave_other_models(self, identity: str, modules: Mapping[LayerKey, nn.Module]) -> None:
+    def _leave_other_models(self, identity: str, here: set[int]) -> None:
         """Free the copies of modules that now hold other base weights; clean a model that merely is not used now."""
-        here = {id(module) for module in modules.values()}
         other_base = self._identity is not None and identity != self._identity
         for module, name in self.pristine:
             if id(module) not in here:
                 self.pristine.put_back(module, name)
+                self._done.pop(module, None)
             elif other_base:
                 self.pristine.drop(module, name)
         if other_base:
-            self._done = {}
+            self._done.clear()
 
-    def _write(
-        self, key: LayerKey, module: nn.Module, shares: Sequence[Share], signature: Signature
-    ) -> Mapping[int, str]:
-        """Bring one weight up to date; returns the shares that do not fit: position -> why."""
-        done = self._done.get(key)
-        if done is not None and done.signature == signature and self._holds(module, done):
-            return done.misfits
-        target = Target(module)
+    def _clear_all_but(self, wanted: set[tuple[int, str]]) -> None:
+        for module, names in list(self._done.items()):
+            for name in [name for name in names if (id(module), name) not in wanted]:
+                self.pristine.put_back(module, name)
+                del names[name]
+
+    def _write(self, work: Work, wanted: Signature) -> Tensor | None:
+        """Bring one parameter up to date; for a narrow dtype returns a number that is finite if all of it is."""
+        target = work.target
+        done = self._done.get(target.module, {}).get(target.name)
+        if done is not None and done.signature == wanted and self._holds(target, done):
+            return None
         misfits: dict[int, str] = {}
-        active = [share for share in shares if share.strength != 0]
-        if active:
-            pristine = self.pristine.of(target)
+        changed = False
+        if any(gift.share.strength != 0 for gift in work.gifts):
+            whole = self.pristine.of(target)
+            base = target.wider(whole)
+            parameter = target.parameter
+            assert parameter is not None
+            if len(work.pieces()) > 1 or work.gifts[0].piece.stop is not None:
+                with writing(parameter):
+                    parameter.data.copy_(whole)  # rows that nobody changes now may still be changed
+            for piece, gifts in work.pieces().items():
+                source = piece.view(whole if base is None else base)
+                with writing(parameter):
+                    fitting = _merge(piece.view(parameter.data), source, gifts, misfits, work)
+                changed = changed or fitting
+        if not changed:
+            self.pristine.put_back(target.module, target.name)
+        self._done.setdefault(target.module, {})[target.name] = _Done(wanted, misfits, changed)
+        parameter = target.parameter
+        if changed and parameter is not None and parameter.dtype in NARROW:
+            data = parameter.data
+            return (data if data.element_size() > 1 else data.half()).sum(dtype=torch.float32)
+        return None
+
+    def _undo_overflows(self, sums: Sequence[tuple[Work, Tensor]]) -> None:
+        """Parameters that became infinite in their dtype get their original back; one look at the device for all."""
+        if not sums:
+            return
+        finite = torch.isfinite(torch.stack([total.cpu() if len(sums) == 1 else total for _, total in sums])).tolist()
+        for (work, _), good in zip(sums, finite):
+            if good:
+                continue
+            target = work.target
+            parameter = target.parameter
+            dtype = str(parameter.dtype).removeprefix("torch.") if parameter is not None else ""
+            self.pristine.put_back(target.module, target.name)
+            done = self._done[target.module][target.name]
+            why = f"the result is too large for {dtype}; lower the strength, or run the model in float32 (--no-half)"
+            self._done[target.module][target.name] = _Done(
+                done.signature, {i: done.misfits.get(i, why) for i in range(len(work.gifts))}, False
+            )
+
+    def _reported(self, plan: Plan, loads: Sequence[Loaded]) -> PatchReport:
+        applied: list[set[str]] = [set() for _ in loads]
+        faults: list[dict[str, str]] = [{} for _ in loads]
+        for work in plan.works:
+            done = self._done[work.target.module][work.target.name]
+            for position, gift in enumerate(work.gifts):
+                applied[gift.load].add(str(gift.key))
+                if position in done.misfits:
+                    faults[gift.load][str(gift.key)] = done.misfits[position]
+        rows = []
+        for i, load in enumerate(loads):
+            wrong = tuple(f"{key}: {why}" for key, why in faults[i].items())
+            rows.append(NetworkReport(load.network.name, len(applied[i]) - len(wrong), tuple(plan.unmatched[i]), wrong))
+        return PatchReport(tuple(rows))
+
+
+def _merge(out: Tensor, source: Tensor, gifts: Sequence[Gift], misfits: dict[int, str], work: Work) -> bool:
+    """Write source + gifts to `out`; gifts that do not fit are left out and noted. Whether anything was written."""
+    shares = [gift.share for gift in gifts if gift.share.strength != 0]
+    if not shares:
+        return False
+    try:
+        merged(source, shares, out=out)
+    except ShapeMismatch:
+        fitting = []
+        for gift in gifts:
             try:
-                _merge_into(target, pristine, active)
-            except ShapeMismatch:
-                misfits = _misfits(pristine, shares)
-                active = [s for i, s in enumerate(shares) if i not in misfits and s.strength != 0]
-                if active:
-                    _merge_into(target, pristine, active)
-        if not active:
-            self.pristine.put_back(module, target.name)
-        self._done[key] = _Done(signature, misfits, bool(active))
-        return misfits
-
-
-def _merge_into(target: Target, pristine: Tensor, shares: Sequence[Share]) -> None:
-    with writing(target.parameter):
-        merged(pristine, shares, out=target.tensor)
-
-
-def _misfits(pristine: Tensor, shares: Sequence[Share]) -> dict[int, str]:
-    """Which shares do not fit the weight, and why: each tried alone."""
-    found = {}
-    for i, share in enumerate(shares):
-        try:
-            merged(pristine, [share])
-        except ShapeMismatch as error:
-            found[i] = str(error)
-    return found
+                merged(source, [gift.share])
+            except ShapeMismatch as error:
+                misfits[work.gifts.index(gift)] = str(error)
+            else:
+                fitting.append(gift.share)
+        shares = [share for share in fitting if share.strength != 0]
+        if shares:
+            merged(source, shares, out=out)
+    return bool(shares)

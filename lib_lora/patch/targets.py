@@ -8,41 +8,52 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lib_lora.ports import Slot
+
+# Where the webui keeps a wider copy of a weight or bias that it stores in 8 bits, on the same module.
+WIDER = {"weight": "fp16_weight", "bias": "fp16_bias"}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of a parameter that is one layer's: all of it, or some `rows` of a fused one, or its transpose."""
+
+    start: int = 0
+    stop: int | None = None
+    transposed: bool = False
+
+    @classmethod
+    def of(cls, slot: Slot) -> Piece:
+        """A slot's part of its parameters."""
+        rows = slot.rows
+        return cls(transposed=slot.transposed) if rows is None else cls(rows.start, rows.stop, slot.transposed)
+
+    def view(self, whole: Tensor) -> Tensor:
+        """This piece of a parameter's tensor: writes go to the whole."""
+        part = whole if self.stop is None else whole[self.start : self.stop]
+        return part.t() if self.transposed and part.dim() == 2 else part
+
 
 @dataclass(frozen=True)
 class Target:
-    """One parameter of one module, or `rows` of it (the q, k or v of a fused attention projection)."""
+    """One parameter of one module."""
 
     module: nn.Module
     name: str = "weight"
-    rows: slice | None = None
 
     @property
-    def parameter(self) -> nn.Parameter:
-        """The parameter as it is now; the module's own object."""
-        return getattr(self.module, self.name)
+    def parameter(self) -> nn.Parameter | None:
+        """The parameter as it is now, the module's own object; None for a bias the module does not have."""
+        return getattr(self.module, self.name, None)
 
-    @property
-    def tensor(self) -> Tensor:
-        """The part of it that is meant: a view without gradient history, writes go to the parameter."""
-        data = self.parameter.data
-        return data if self.rows is None else data[self.rows]
+    def wider(self, like: Tensor) -> Tensor | None:
+        """The wider copy that a webui keeps of a parameter stored in 8 bits, on `like`'s device, if there is one."""
+        copy = getattr(self.module, WIDER.get(self.name, ""), None)
+        if isinstance(copy, Tensor) and copy.shape == like.shape and copy.element_size() > like.element_size():
+            return copy.detach().to(like.device)
+        return None
 
 
 def writing(parameter: nn.Parameter) -> AbstractContextManager[object]:
     """In here `parameter` may be written: one that was made in inference mode nowhere but in that mode."""
     return torch.inference_mode() if parameter.is_inference() else nullcontext()
-
-
-def weight_of(module: nn.Module) -> Target | None:
-    """The weight of anything that looks like a Linear (2-D) or Conv2d (4-D); None for every other module.
-
-    By shape, not by class: the webui and Forge have their own Linear and Conv2d. A norm's weight is 1-D, and no
-    network type that changes it exists yet.
-    """
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, nn.Parameter):
-        return None
-    linear = weight.dim() == 2 and hasattr(module, "in_features")
-    conv = weight.dim() == 4 and hasattr(module, "kernel_size")
-    return Target(module) if linear or conv else None

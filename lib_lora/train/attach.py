@@ -104,7 +104,8 @@ class _Hook:
         self.dtype = next(layer.parameters()).dtype
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + self.layer.branch(args[0].to(self.dtype), self.op).to(output.dtype)
+        weight: Any = module.weight
+        return output + self.layer.branch(args[0].to(self.dtype), self.op, weight).to(output.dtype)
 
 
 def _takes(key: LayerKey, module: nn.Module, network: NetworkSection) -> bool:

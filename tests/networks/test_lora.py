@@ -69,7 +69,7 @@ def test_delta_and_branch_equal_lycoris_forward(case: tuple[nn.Module, Tensor, b
         assert change.abs().max() > 1e-2
         worst = error(merged(base, layer)(x), expected)
         assert worst < RELATIVE, f"delta: {worst:.2e}"
-        worst = error(layer.branch(x, Op.of(base)), change)
+        worst = error(layer.branch(x, Op.of(base), base.weight), change)
         assert worst < RELATIVE, f"branch: {worst:.2e}"
 
 
@@ -98,7 +98,7 @@ def test_branch_equals_delta_with_groups() -> None:
     layer = random_layer(base, tucker=False)
     x = torch.randn(2, 12, 6, 6, dtype=torch.float64)
     with torch.no_grad():
-        assert error(layer.branch(x, Op.of(base)), merged(base, layer)(x) - base(x)) < RELATIVE
+        assert error(layer.branch(x, Op.of(base), base.weight), merged(base, layer)(x) - base(x)) < RELATIVE
 
 
 @pytest.mark.parametrize("factors", ["linear", "conv1x1"])
@@ -111,7 +111,7 @@ def test_linear_and_1x1_factors_fit_either_weight(factors: str, target: str) -> 
     x = torch.randn(shape, dtype=torch.float64)
     with torch.no_grad():
         assert layer.delta(base.weight).shape == base.weight.shape  # type: ignore[arg-type, union-attr]
-        assert error(layer.branch(x, Op.of(base)), merged(base, layer)(x) - base(x)) < RELATIVE
+        assert error(layer.branch(x, Op.of(base), base.weight), merged(base, layer)(x) - base(x)) < RELATIVE
 
 
 def test_a_new_layer_is_zero_and_learns(case: tuple[nn.Module, Tensor, bool]) -> None:
@@ -119,10 +119,10 @@ def test_a_new_layer_is_zero_and_learns(case: tuple[nn.Module, Tensor, bool]) ->
     layer = Lora.init(LayerSpec(tuple(base.weight.shape), 4, 1.0, {"tucker": tucker}))  # type: ignore[arg-type, union-attr]
     assert layer.up.dtype == torch.float32
     assert not layer.delta(base.weight).any()  # type: ignore[arg-type]
-    layer.double().branch(x, Op.of(base)).square().mean().backward()
+    layer.double().branch(x, Op.of(base), base.weight).square().mean().backward()
     assert layer.up.grad is not None
     nn.init.ones_(layer.up)
-    layer.branch(x, Op.of(base)).square().mean().backward()
+    layer.branch(x, Op.of(base), base.weight).square().mean().backward()
     assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lib_lora.errors import BadTag
+from lib_lora.prompt.strengths import Moment, Strengths
 
 KINDS = ("lora", "lyco")
 FORMS = (
@@ -26,6 +27,15 @@ class NetworkRequest:
     te: float = 1.0
     unet: float = 1.0
     dyn: int | None = None
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the strengths differ between moments of one picture."""
+        return False
+
+    def strengths(self, moment: Moment = Moment()) -> Strengths:  # noqa: B008 - frozen
+        """What the tag means at one moment."""
+        return Strengths(self.te, self.unet)
 
 
 def parse_arguments(items: Sequence[str]) -> NetworkRequest:
