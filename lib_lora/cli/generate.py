@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from lib_lora import __version__
 from lib_lora.errors import BadConfig, LoraError
-from lib_lora.prompt import extract
+from lib_lora.prompt import Moment, Presets, extract
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,10 +35,14 @@ def default_checkpoint() -> Path:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("--prompt", required=True, help="what to draw; may hold <lora:name>, <lora:name:0.8> and so on")
+    parser.add_argument(
+        "--prompt", required=True, help="what to draw; may hold <lora:name:0.8> and so on (docs/syntax.md)"
+    )
     parser.add_argument("--negative", default="", help="what not to draw")
     parser.add_argument("--checkpoint", type=Path, help="an SD1.x .safetensors or .ckpt (default: the miniature)")
-    parser.add_argument("--networks", type=Path, action="append", metavar="DIR", help="a folder of network files")
+    parser.add_argument(
+        "--networks", type=Path, action="append", metavar="DIR", help="a folder of network files, and of presets"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first picture; the next ones count up")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument(
@@ -57,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     """Draw, write the files, and say what became of each network. Raises LoraError on bad input."""
     path = args.checkpoint if args.checkpoint is not None else default_checkpoint()
     width, height = parse_size(args.size) if args.size else _default_size(path)
-    prompt, tags = extract(args.prompt)
     _check_paths(args)
+    prompt, tags = extract(args.prompt, _presets(args.networks or []))
 
     # Only now: importing torch takes seconds, and bad input should be told at once.
     import torch
@@ -81,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     )
     model = load_checkpoint(path, device="cuda" if torch.cuda.is_available() else "cpu")
     runtime = Runtime(NetworkLibrary(args.networks or []))
-    report = runtime.activate(model, tags)
+    report = runtime.activate(model, tags, Moment(0, args.steps), args.seed)
     if report.errors:
         # Asked for by name and not usable: a picture without it is not what was asked for.
         raise LoraError("; ".join(report.errors))
@@ -89,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         print(report.summary())
     began = time.perf_counter()
     try:
-        images = sample(model, request, on_step=_progress(args.json))
+        images = sample(model, request, on_step=runtime.stepper(model, _progress(args.json)))
     finally:
         runtime.deactivate()
     files = _write_all(images, args.out, replace(request, prompts=[args.prompt]), model.name)
@@ -103,6 +107,14 @@ def _check_paths(args: argparse.Namespace) -> None:
             raise BadConfig(f"--networks {str(folder)!r} is no folder; give the one with the network files")
     if args.out.suffix.lower() != ".png":
         raise BadConfig(f"--out {str(args.out)!r} does not end in .png; give a .png file")
+
+
+def _presets(folders: list[Path]) -> Presets:
+    """Those of the networks folders; lines that are none are told."""
+    presets = Presets.load(*folders)
+    for line in presets.skipped:
+        print(f"left out of the presets: {line}", file=sys.stderr)
+    return presets
 
 
 def parse_size(text: str) -> tuple[int, int]:

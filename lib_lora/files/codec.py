@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,16 +11,23 @@ import torch
 from torch import Tensor
 
 from lib_lora.errors import BadFile, ShapeMismatch, UnknownFormat
+from lib_lora.files.adapter_config import peft_configs
 from lib_lora.files.tensors import Header, tensor_reader, torch_dtype, write_tensors
-from lib_lora.keys import formats, kohya, versions
-from lib_lora.keys.layer_key import TE1, UNET, LayerKey
+from lib_lora.keys import embeddings, formats, kohya, peft_config, strangers, tensor_names, versions
+from lib_lora.keys.layer_key import UNET, LayerKey
 from lib_lora.networks import registry
 from lib_lora.networks.base import Layer
 from lib_lora.networks.network import Network
 
+# Tensors that may hold whole numbers; factors may not, they could be neither scaled nor trained.
+_WHOLE_NUMBERS = frozenset({"alpha", "constraint", "on_input", "bias_indices", "bias_size", "oft_R.scaled_oft"})
+_LARGEST = 1e6  # float16 ends before it; products of several larger factors would overflow float32
+_TELLING = (".attn2.to_k", ".attn2.to_v", ".proj_in")  # layers of the UNet whose shapes tell versions apart
+Read = Callable[[str], Tensor]
+
 
 def read_network(path: str | Path, name: str | None = None) -> Network:
-    """Read a network file. `name` defaults to the file's stem.
+    """Read a network file of any dialect. `name` defaults to the file's stem.
 
     Tensors that nobody understands, or whose shapes contradict each other, are listed in `Network.unknown`; the
     rest is read. A file for a base model whose layers we do not know gives a network with unknown names only: ask
@@ -28,11 +36,11 @@ def read_network(path: str | Path, name: str | None = None) -> Network:
     path = Path(path)
     with tensor_reader(path) as (header, read):
         network = _network(path, header, read)
-    return Network(name or path.stem, network.layers, network.metadata, network.unknown, network.dialect)
+    return dataclasses.replace(network, name=name or path.stem)
 
 
 def read_outline(path: str | Path) -> Network:
-    """Like `read_network`, from the header alone: factors are on the meta device, only the alphas are read."""
+    """Like `read_network`, from the header alone: factors are on the meta device, only single numbers are read."""
     path = Path(path)
     with tensor_reader(path) as (header, read):
 
@@ -45,24 +53,24 @@ def read_outline(path: str | Path) -> Network:
         return _network(path, header, outline)
 
 
-def _network(path: Path, header: Header, read: Callable[[str], Tensor]) -> Network:
+def _network(path: Path, header: Header, read: Read) -> Network:
     reading = formats.place(header.shapes(), header.metadata)
-    if not reading.layers and versions.by_names(reading.unknown) is None:
-        raise UnknownFormat(
-            f"{path} holds no network layer that is recognised; its {len(header.tensors)} tensors look like "
-            f"{', '.join(map(repr, list(header.tensors)[:3])) or 'nothing'}; choose a LoRA / LyCORIS file"
-        )
+    _refuse_strangers(path, header, reading)
+    configs = peft_configs(path, header.metadata)
     layers: dict[LayerKey, Layer] = {}
     unknown = list(reading.unknown)
     for key, names in reading.layers.items():
         tensors = {tensor: read(file) for tensor, file in names.items()}
-        layer = _layer(tensors)
+        if key in reading.peft:
+            tensors |= _constants(configs.get(key.part, {}), key, tensors)
+        layer, strange = _layer(_untransposed(tensors))
+        unknown += [name for tensor, name in names.items() if layer is None or tensor in strange]
         if layer is None:
-            unknown += names.values()
             continue
         _refuse_nan(path, names, tensors)
         layers[key] = layer
-    return Network(path.stem, layers, dict(header.metadata), tuple(unknown), reading.dialect)
+    bundled = {token: _vectors(path, vectors, read) for token, vectors in reading.embeddings.items()}
+    return Network(path.stem, layers, dict(header.metadata), tuple(unknown), reading.dialect, bundled)
 
 
 def write_network(
@@ -80,52 +88,110 @@ def write_network(
 
 
 def network_tensors(network: Network, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The tensors `write_network` writes, by kohya's names. alpha stays float32, since it may be no round number."""
+    """The tensors `write_network` writes, by kohya's names for the network's base version, embeddings included.
+
+    alpha stays float32, since it may be no round number.
+    """
+    layers = {key: layer.to_tensors() for key, layer in network.layers.items()}
+    tensors = kohya_tensors(layers, base_version(network)) | embedding_tensors(network)
+    keep = {name for name, t in tensors.items() if dtype is None or t.numel() == 1 or not t.is_floating_point()}
+    return {name: t if name in keep else t.to(dtype) for name, t in tensors.items()}
+
+
+def kohya_tensors(layers: Mapping[LayerKey, Mapping[str, Tensor]], version: str) -> dict[str, Tensor]:
+    """Layers' own tensors under kohya's names for a base version."""
     tensors: dict[str, Tensor] = {}
-    for key, layer in sorted(network.layers.items()):
-        for name, tensor in layer.to_tensors().items():
-            keep = dtype is None or name == "alpha" or not tensor.is_floating_point()
-            tensors[f"{kohya.layer_name(key)}.{name}"] = tensor if keep else tensor.to(dtype)
+    for key, own in sorted(layers.items()):
+        prefix = kohya.layer_name(key, version)
+        for name, tensor in own.items():
+            if "constraint" in own:  # kohya's OFT, which calls that alpha, see `keys.formats`
+                tensors[f"{prefix.replace('lora_', 'oft_', 1)}.{name.replace('constraint', 'alpha')}"] = tensor
+            else:
+                tensors[f"{prefix}.{name}"] = tensor
     return tensors
 
 
+def embedding_tensors(network: Network) -> dict[str, Tensor]:
+    """The network's token embeddings under the webui's names."""
+    return {
+        embeddings.bundled_name(token, encoder): vector
+        for token, vectors in sorted(network.embeddings.items())
+        for encoder, vector in vectors.items()
+    }
+
+
 def base_version(network: Network) -> str:
-    """ "sd1", "sd2", "sdxl", "flux", "sd3" or "unknown", by layer names and the width of its text states.
+    """The likeliest of `base_versions`, or "unknown"."""
+    return next(iter(base_versions(network)), versions.UNKNOWN)
 
-    A network that names only layers SD1 and SD2 share, at no width that tells them apart, counts as "sd1".
+
+def base_versions(network: Network) -> tuple[str, ...]:
+    """The base models the network fits, as in `keys.versions`: by its layers' names and the widths of its tensors.
+
+    "sd1", "sd2", "sdxl", or several of them where nothing in the network tells them apart, the likeliest first; a name
+    of its own for any other model; empty if it has no layer.
     """
-    named = versions.by_names(network.unknown)
-    if named is not None:
-        return named
-    if any(key.part not in (UNET, TE1) for key in network.layers):
-        return versions.SDXL
-    widths = (w for key, layer in network.layers.items() if (w := _text_width(key, layer)) is not None)
-    return versions.by_widths(widths) or (versions.SD1 if network.layers else versions.UNKNOWN)
+    shapes = {
+        key: {name: tuple(t.shape) for name, t in layer.to_tensors().items()}
+        if key.part != UNET or key.path.endswith(_TELLING)
+        else {}
+        for key, layer in network.layers.items()
+    }
+    return versions.candidates(shapes, network.unknown)
 
 
-def _text_width(key: LayerKey, layer: Layer) -> int | None:
-    """The width of the text states as this layer shows it: the input of cross-attention keys, or of CLIP attention."""
-    if not key.path.endswith((".attn2.to_k", ".attn2.to_v", ".self_attn.q_proj", ".self_attn.k_proj")):
-        return None
-    down = layer.to_tensors().get("lora_down.weight")
-    return int(down.shape[1]) if down is not None and down.ndim > 1 else None
-
-
-def _layer(tensors: Mapping[str, Tensor]) -> Layer | None:
-    if not all(t.is_floating_point() or name == "alpha" for name, t in tensors.items()):
-        return None
+def _layer(tensors: Mapping[str, Tensor]) -> tuple[Layer | None, frozenset[str]]:
+    """The layer, and tensors of names that no type has, which are left out of it; None if they make no layer."""
+    strange = frozenset(name for name in tensors if not tensor_names.known(name))
+    usable = {name: t for name, t in tensors.items() if name not in strange}
+    if not all(t.is_floating_point() or name in _WHOLE_NUMBERS for name, t in usable.items()):
+        return None, strange
     try:
-        return registry.build(tensors)
+        return registry.build(usable), strange
     except ShapeMismatch:
-        return None  # its names are listed as unknown: one damaged layer must not cost the others
+        return None, strange  # its names are listed as unknown: one damaged layer must not cost the others
+
+
+def _constants(config: peft_config.Config, key: LayerKey, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    numbers = peft_config.constants(config, key, {name: tuple(t.shape) for name, t in tensors.items()})
+    return {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
+
+
+def _untransposed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """PEFT's factors of an embedding, A (rank, tokens) and B (width, rank), as LoRA factors of its weight."""
+    found = dict(tensors)
+    for theirs, ours in (("lora_embedding_A", "lora_up.weight"), ("lora_embedding_B", "lora_down.weight")):
+        if theirs in found and ours not in found and found[theirs].ndim == 2:
+            found[ours] = found.pop(theirs).t().contiguous()
+    return found
+
+
+def _vectors(path: Path, names: Mapping[str, str], read: Read) -> dict[str, Tensor]:
+    vectors = {encoder: read(name) for encoder, name in names.items()}
+    _refuse_nan(path, names, vectors)
+    return {encoder: t if t.ndim == 2 else t[None] for encoder, t in vectors.items()}
+
+
+def _refuse_strangers(path: Path, header: Header, reading: formats.Reading) -> None:
+    names = list(header.tensors)
+    network = reading.layers or reading.embeddings or versions.foreign(reading.unknown) is not None
+    if network and strangers.CONTROL_LORA not in header.tensors:
+        return
+    kind = strangers.describe(names)
+    if kind is not None:
+        raise UnknownFormat(f"{path} is no network for a prompt: this is {kind}")
+    raise UnknownFormat(
+        f"{path} holds no network layer that is recognised; its {len(names)} tensors look like "
+        f"{', '.join(map(repr, names[:3])) or 'nothing'}; choose a LoRA / LyCORIS file"
+    )
 
 
 def _refuse_nan(path: Path, names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_meta:
+        if tensor.is_meta or name not in names or not tensor.numel():
             continue
-        wide = tensor if tensor.element_size() > 1 else tensor.float()  # fp8 has no isfinite
-        if not bool(torch.isfinite(wide).all()):
-            raise BadFile(
-                f"{path} holds NaN or infinite numbers in {names[name]!r}: its training failed; use another file"
-            )
+        wide = tensor if tensor.element_size() > 1 else tensor.float()  # fp8 and bool lack abs
+        largest = float(wide.abs().max())
+        if not largest <= _LARGEST:  # so that NaN is refused as well
+            kind = f"numbers up to {largest:.1g}" if math.isfinite(largest) else "NaN or infinite numbers"
+            raise BadFile(f"{path} holds {kind} in {names[name]!r}: its training failed; use another file")

@@ -3,66 +3,78 @@
 from __future__ import annotations
 
 import difflib
-import os
+import threading
+import time
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from lib_lora.errors import BadFile, NetworkNotFound
-from lib_lora.files.tensors import read_header
+from lib_lora.errors import NetworkNotFound
+from lib_lora.files.folders import SUFFIXES, Entry, Folders, Stamp, fresh, suffix_of
+from lib_lora.files.index import Facts, Index
 
-SUFFIX = ".safetensors"
-Stamp = tuple[int, int, int]
+__all__ = ["Entry", "NetworkLibrary", "Stamp"]
+# Looks at every folder may take this share of all time, and between two of them may lie so many seconds.
+_SHARE, _LONGEST = 0.02, 2.0
+Table = dict[str, tuple[Entry, ...]]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One file. `name` is its stem, `relative` its path inside the library without suffix, with `/`; times in ns.
+class _Listing:
+    """The files at one moment. `shown` leaves out what an earlier folder or a better suffix hides."""
 
-    `changed` is the time of the file's entry itself: it tells a copy that brought its old mtime along.
-    """
+    files: list[Entry]
+    shown: tuple[Entry, ...] = ()
+    by_path: Table = field(default_factory=dict)
+    by_name: Table = field(default_factory=dict)
 
-    path: Path
-    name: str
-    relative: str
-    mtime: int
-    size: int
-    changed: int = 0
+    @classmethod
+    def of(cls, files: list[Entry]) -> _Listing:
+        best: dict[str, Entry] = {}
+        for entry in files:
+            rival = best.setdefault(entry.relative, entry)
+            if rival.path.parent == entry.path.parent and _rank(entry) < _rank(rival):
+                best[entry.relative] = entry
+        shown = tuple(best[relative] for relative in sorted(best))
+        whole: dict[str, Entry] = {}
+        for entry in files:
+            whole.setdefault(entry.relative + entry.path.suffix, entry)
+        names = [(entry.name, entry) for entry in shown]
+        names += [(entry.path.name, entry) for entry in whole.values()]
+        paths = {**whole, **best}
+        return cls(files, shown, {path: (entry,) for path, entry in paths.items()}, _table(names))
 
-    @property
-    def stamp(self) -> Stamp:
-        """What tells one state of the file from another."""
-        return self.mtime, self.size, self.changed
+    def called(self, wanted: str) -> tuple[Entry, ...]:
+        """What a relative path or a file name means, with or without suffix."""
+        return self.by_path.get(wanted) or self.by_name.get(wanted) or ()
 
 
 class NetworkLibrary:
-    """Files under some folders, sub-folders included. An object without global state; not thread-safe.
+    """Files under some folders, sub-folders included. An object without global state, safe to use from any thread.
 
-    Look-ups notice new, removed and overwritten files by themselves.
+    Look-ups notice new, removed and overwritten files by themselves. What was read of the headers is kept in the file
+    `cache` between runs; without one it lives as long as the object.
     """
 
-    def __init__(self, folders: Sequence[str | Path]) -> None:
+    def __init__(self, folders: Sequence[str | Path], cache: str | Path | None = None) -> None:
         self.folders = tuple(Path(folder) for folder in folders)
-        self._entries: list[Entry] = []
-        self._folder_times: dict[Path, int] | None = None  # None: not scanned yet
-        self._aliases: dict[Path, tuple[Stamp, str]] = {}
+        self.index = Index(cache)
+        self._folders = Folders(self.folders)
+        self._scanning = threading.Lock()  # round listing folders
+        self._reading = threading.Lock()  # round reading headers, which can take seconds at the very first time
+        self._listing = _Listing([])
+        self._aliases: tuple[_Listing, Table] = self._listing, {}
+        self._looked, self._cost = float("-inf"), 0.0  # at the folders: when, and how many seconds that took
 
     def scan(self) -> list[Entry]:
         """Read the folders anew: every file, by relative path. Earlier folders hide equal paths in later ones."""
-        times: dict[Path, int] = {}
-        found: dict[str, Entry] = {}
-        for root in self.folders:
-            for path in sorted(_walk(root, times)):
-                entry = _entry(root, path)
-                if entry is not None:
-                    found.setdefault(entry.relative, entry)
-        self._entries, self._folder_times = list(found.values()), times
-        return list(self._entries)
+        return list(self._scanned().shown)
 
     def entries(self) -> list[Entry]:
-        """Every file, rescanned if a folder changed."""
-        return self.scan() if self._changed() else list(self._entries)
+        """Every file, by relative path; folders that changed are read anew, files' headers are not."""
+        return list(self._current().shown)
 
     def names(self) -> list[str]:
         """What to write in a tag for each file: its name, or its relative path where two have that name."""
@@ -70,90 +82,116 @@ class NetworkLibrary:
         times = Counter(entry.name for entry in entries)
         return sorted(e.name if times[e.name] == 1 else e.relative for e in entries)
 
+    def facts(self, entry: Entry) -> Facts:
+        """What the file tells about itself; its header is read if this state of it was not met before."""
+        return self.index.read(entry.path, entry.stamp)
+
+    def by_hash(self, digits: str) -> list[Entry]:
+        """The files of which a known hash begins with these digits (8 or more)."""
+        wanted = digits.lower()
+        if len(wanted) < 8:
+            return []
+        known = ((entry, self.index.known(entry.path, entry.stamp)) for entry in self.entries())
+        return [entry for entry, facts in known if facts is not None and facts.has_hash(wanted)]
+
     def find(self, name: str) -> Entry:
-        """The file `name` means: a relative path without suffix, a file name, or a file's own `ss_output_name`.
+        """The file `name` means: a relative path, a file name, or a file's own `ss_output_name`, in this order.
 
-        Its mtime and size are those of this moment. Raises NetworkNotFound if there is none, or several.
+        The suffix may be left out. Where nothing is called so, upper and lower case count as equal. Mtime and size are
+        those of this moment. Raises NetworkNotFound if there is none, or several.
         """
-        wanted = name.replace("\\", "/").removesuffix(SUFFIX)
-        if not wanted:  # would be the alias of every file that has none
+        wanted = name.replace("\\", "/")
+        if not wanted.removesuffix(suffix_of(wanted)):  # would be the alias of every file that has none
             raise NetworkNotFound(f"{name!r} names no network; write the name of a file")
-        match = self._match(wanted, self.entries())
-        if match is None:
-            # A folder's time can be too coarse to show a file written just now.
-            match = self._match(wanted, self.scan())
-        if match is None:
+        found = self._named(self._recent(), wanted)
+        # A folder's time can be too coarse to show a file written just now, so the last look is at all files.
+        for look in (self._current, self._scanned):
+            if found is None:
+                found = self._named(look(), wanted, read=True)
+        if found is None:
+            found = self._folded(self._listing, wanted)
+        if found is None:
             raise NetworkNotFound(self._missing(name))
-        return match
+        return found
 
-    def _match(self, wanted: str, entries: list[Entry]) -> Entry | None:
-        tests = (lambda e: e.relative == wanted, lambda e: e.name == wanted, lambda e: self._alias(e) == wanted)
-        for test in tests:
-            hits = [entry for entry in entries if test(entry)]
-            if len(hits) > 1:
-                raise NetworkNotFound(
-                    f"{wanted!r} means {len(hits)} files; write one of: {', '.join(hit.relative for hit in hits)}"
-                )
-            if hits:
-                return _fresh(hits[0])
+    def _named(self, listing: _Listing, wanted: str, read: bool = False) -> Entry | None:
+        """By path, name or alias; without `read` only by aliases that are known already."""
+        entry = _only(wanted, listing.called(wanted))
+        if entry is not None:
+            return fresh(entry)
+        held, known = self._aliases
+        aliases = known if held is listing else self._aliased(listing) if read else {}
+        entry = _only(wanted, aliases.get(wanted, ()))
+        now = fresh(entry) if entry is not None else None
+        return now if now == entry else None  # overwritten: it may tell another alias by now
+
+    def _folded(self, listing: _Listing, wanted: str) -> Entry | None:
+        tables = (listing.by_path, listing.by_name, self._aliased(listing))
+        for table in tables:
+            hits = [entry for key, entries in table.items() if _fold(key) == _fold(wanted) for entry in entries]
+            entry = _only(wanted, tuple(dict.fromkeys(hits)))
+            if entry is not None:
+                return fresh(entry)
         return None
 
-    def _alias(self, entry: Entry) -> str:
-        """The name the file was trained under, read once per version of the file; "" if it tells none."""
-        stamp = entry.stamp
-        known = self._aliases.get(entry.path)
-        if known is None or known[0] != stamp:
-            try:
-                alias = read_header(entry.path).metadata.get("ss_output_name", "")
-            except BadFile:
-                alias = ""  # a broken file has no alias; asked for by its own name it tells its fault
-            known = self._aliases[entry.path] = (stamp, alias)
-        return known[1]
+    def _recent(self) -> _Listing:
+        """What was listed, after a look at the folders unless that was done just now."""
+        due = min(self._cost / _SHARE, _LONGEST)
+        return self._listing if time.monotonic() - self._looked < due else self._current()
 
-    def _changed(self) -> bool:
-        return self._folder_times is None or any(_mtime(f) != time for f, time in self._folder_times.items())
+    def _current(self) -> _Listing:
+        with self._scanning:
+            start = time.monotonic()
+            changed = self._folders.changed()
+            self._cost = time.monotonic() - start
+            return self._take(self._folders.files()) if changed else self._take(self._listing.files)
+
+    def _scanned(self) -> _Listing:
+        with self._scanning:
+            return self._take(self._folders.files(everywhere=True))
+
+    def _take(self, files: list[Entry]) -> _Listing:
+        if files is not self._listing.files and files != self._listing.files:
+            self._listing = _Listing.of(files)
+        self._looked = time.monotonic()
+        return self._listing
+
+    def _aliased(self, listing: _Listing) -> Table:
+        """Files by the names they were trained under: of files not met before the headers are read."""
+        with self._reading:
+            if self._aliases[0] is not listing:
+                known = ((self.facts(entry).headline.alias, entry) for entry in listing.shown)
+                self._aliases = listing, _table((alias, entry) for alias, entry in known if alias)
+                self.index.save(entry.path for entry in listing.files)
+            return self._aliases[1]
 
     def _missing(self, name: str) -> str:
-        close = difflib.get_close_matches(name, [e.name for e in self._entries], n=3)
+        entries = self._listing.shown
+        close = difflib.get_close_matches(name, [e.name for e in entries], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "put the file there, or check the name"
         places = ", ".join(map(str, self.folders)) or "no folder"
-        return f"no network {name!r} among {len(self._entries)} files in {places}; {hint}"
+        return f"no network {name!r} among {len(entries)} files in {places}; {hint}"
 
 
-def _walk(root: Path, times: dict[Path, int]) -> Iterator[Path]:
-    """Files under `root`; folder times are noted in `times`. Links are followed, but no folder is entered twice."""
-    seen: set[str] = set()
-    times[root] = _mtime(root)  # also when it does not exist yet
-    for folder, below, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        times[Path(folder)] = _mtime(Path(folder))
-        below.sort()
-        yield from (Path(folder, file) for file in files if file.endswith(SUFFIX) and not file.startswith("."))
+def _only(wanted: str, hits: Sequence[Entry]) -> Entry | None:
+    if len(hits) > 1:
+        raise NetworkNotFound(
+            f"{wanted!r} means {len(hits)} files; write one of: {', '.join(hit.relative for hit in hits)}"
+        )
+    return hits[0] if hits else None
 
 
-def _entry(root: Path, path: Path) -> Entry | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None  # a dangling link, or deleted since the folder was listed
-    relative = path.relative_to(root).as_posix().removesuffix(SUFFIX)
-    return Entry(path, path.name.removesuffix(SUFFIX), relative, stat.st_mtime_ns, stat.st_size, stat.st_ctime_ns)
+def _table(named: Iterable[tuple[str, Entry]]) -> Table:
+    table: dict[str, tuple[Entry, ...]] = {}
+    for name, entry in named:
+        table[name] = (*table.get(name, ()), entry)
+    return table
 
 
-def _fresh(entry: Entry) -> Entry | None:
-    try:
-        stat = entry.path.stat()
-    except OSError:
-        return None
-    return Entry(entry.path, entry.name, entry.relative, stat.st_mtime_ns, stat.st_size, stat.st_ctime_ns)
+def _rank(entry: Entry) -> int:
+    return SUFFIXES.index(entry.path.suffix.lower())
 
 
-def _mtime(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
+def _fold(name: str) -> str:
+    """Names that people and file systems take for one: by case, and by how letters with accents are put together."""
+    return unicodedata.normalize("NFC", name.casefold())

@@ -1,21 +1,12 @@
-"""What a network file says about itself: the ss_*, sshs_* and modelspec records, and the hashes."""
+"""What a network file says about itself: the ss_*, sshs_* and modelspec records."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from lib_lora.errors import BadFile
-from lib_lora.files.tensors import TensorInfo, file_dtype, layout, read_header, tensor_bytes
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any
 
 _BASE = {
     ("sd1", False): "sd_v1",
@@ -26,8 +17,6 @@ _BASE = {
     ("sdxl", True): "sdxl_base_v1-0",
 }
 _ARCHITECTURE = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base"}
-_BLOCK = 1 << 20
-LEGACY_START, LEGACY_LENGTH = 0x100000, 0x10000
 
 
 @dataclass(frozen=True)
@@ -91,45 +80,6 @@ def build_metadata(record: TrainingRecord) -> dict[str, str]:
     }
     fields |= _modelspec(record)
     return {name: _text(value) for name, value in sorted(fields.items()) if value is not None and value != ""}
-
-
-def add_hashes(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """`metadata` with kohya's `sshs_model_hash` and `sshs_legacy_hash` for a file of these tensors."""
-    infos = {name: TensorInfo(file_dtype(t.dtype), tuple(t.shape)) for name, t in tensors.items()}
-    order, head = layout(infos, {k: v for k, v in metadata.items() if k.startswith("ss_")})
-    whole, legacy = hashlib.sha256(), io.BytesIO(head)
-    legacy.seek(0, io.SEEK_END)
-    for name in order:
-        data = tensor_bytes(tensors[name])
-        whole.update(data)
-        # Only this window is hashed; holding more of a large file would be waste.
-        room = LEGACY_START + LEGACY_LENGTH - legacy.tell()
-        legacy.write(data[: max(0, room)])
-    window = legacy.getvalue()[LEGACY_START : LEGACY_START + LEGACY_LENGTH]
-    hashes = {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": hashlib.sha256(window).hexdigest()[:8]}
-    return dict(sorted({**metadata, **hashes}.items()))
-
-
-def addnet_hash(path: str | Path) -> str:
-    """The webui's hash of a network file: sha256 of all bytes after the header. Raises BadFile."""
-    return _sha256(path, read_header(path).data_start)
-
-
-def file_hash(path: str | Path) -> str:
-    """sha256 of a whole file, by which sites find it. Raises BadFile."""
-    return _sha256(path, 0)
-
-
-def _sha256(path: str | Path, start: int) -> str:
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            file.seek(start)
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    except OSError as error:
-        raise BadFile(f"cannot read {path}: {error.strerror or error}; check the path and its permissions") from error
-    return digest.hexdigest()
 
 
 def _modelspec(record: TrainingRecord) -> dict[str, Any]:

@@ -1,22 +1,24 @@
-"""Registers everything with the webui: the tag, the Train tab, the setting that turns our applying off."""
+"""Registers everything with the webui: the tag, the Train tab, cards, API, settings, plot axes."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
+from lib_lora.errors import WrongBaseModel
+from lib_lora.files.background import Background
 from lib_lora.files.library import NetworkLibrary
+from lib_lora.host import axes, infotext, page
 from lib_lora.host.builtin import BuiltinLora
+from lib_lora.host.catalog import Catalog
 from lib_lora.host.detect import FORGE, WEBUI, Webui, detect
+from lib_lora.host.neighbours import FOLDER
 from lib_lora.host.tag import LoraTag
 from lib_lora.host.webui import WebuiHost
-from lib_lora.models.ldm_model import why_not
 from lib_lora.patch.patcher import Patcher
 from lib_lora.runtime import Runtime
 
 log = logging.getLogger(__name__)
-
-SETTING = "lorakit_apply"
 
 
 class Lorakit:
@@ -26,32 +28,76 @@ class Lorakit:
         self.webui = webui
         self.builtin = BuiltinLora(webui)
         self.host = WebuiHost(webui, self.builtin)
-        self.library = NetworkLibrary(self.host.network_folders())
-        self.tag = LoraTag(self.host, Runtime(self.library, Patcher()))
+        cache = self.host.data_folder() / FOLDER / "networks.json"
+        self.library = NetworkLibrary(self.host.network_folders(), cache)
+        self.background = Background(self.library)
+        self.catalog = Catalog(webui, self.builtin, self.library)
+        self.tag = LoraTag(self.host, Runtime(self.library, Patcher()), self.catalog)
+        self.settings = self.tag.settings
         self.host.restore = self.tag.restore
 
     def settle(self) -> None:
-        """Own the tag if the setting says so and the loaded model is one we know; else the built-in owns it."""
-        model = self.webui.sd_models.model_data.sd_model  # as it is: asking `shared` would load one
-        wanted = bool(getattr(self.webui.shared.opts, SETTING, True))
-        if wanted and (model is None or why_not(model) is None):
-            if not self.builtin.take(self.tag):
+        """Own the tag if the settings say so and the loaded model is one we know; else the built-in owns it."""
+        self.tag.finish()
+        registry = self.webui.extra_networks.extra_network_registry
+        before = registry.get(self.tag.name)
+        if (self.settings.apply or self.tag.neighbours.needs_builtin()) and self._knows_model():
+            if self.builtin.take(self.tag, self.tag.neighbours.owners()):
+                self.tag.neighbours.settle(self.tag)
+            else:
                 log.warning("another extension owns the tag <lora:...>; it stays the one that applies networks")
                 self.tag.restore()
-            return
-        self.tag.restore()
-        registry = self.webui.extra_networks.extra_network_registry
-        if registry.get(self.tag.name) is self.tag and not self.builtin.give_back():
-            registry.pop(self.tag.name)
+        else:
+            self.tag.restore()
+            if before is not self.tag and before is not None:
+                self.builtin.lend()  # a third extension's tag, which may go on to call the built-in's
+            elif not self.builtin.give_back() and before is self.tag:
+                registry.pop(self.tag.name)
+        if registry.get(self.tag.name) is not before:
+            self.tag.forget_texts()
+
+    def before_ui(self) -> None:
+        """When all scripts are loaded and no page is built yet."""
+        if not self.builtin.enabled:
+            made = page.make_page(self.host, self.catalog, self.settings)
+            self.webui.ui_extra_networks.register_page(made)
+        axes.add_axes(self.webui, self.tag.neighbours, self.library.names)
+
+    def started(self, _demo: Any, app: Any) -> None:
+        """When the server runs, with or without a page."""
+        self.settle()
+        if not self.builtin.enabled:
+            page.add_api(app, self.catalog)
+        if not getattr(self.webui.shared.cmd_opts, "no_hashing", False):
+            self.background.start()
+
+    def model_loaded(self, sd_model: Any) -> None:
+        """Weights were put into `sd_model`."""
+        self.host.model_loaded(sd_model)
+        self.tag.model_swapped()
+
+    def pasted(self, _infotext: str, fields: dict[str, Any]) -> None:
+        """Infotext was read: let its tags name the files as they are called here."""
+        infotext.restore_names(fields, self.catalog.name_of)
 
     def new_files(self) -> None:
         """Make files that were just written usable by tag and card."""
-        self.library.scan()
-        self.builtin.rescan()
+        self.catalog.rescan()
 
     def unload(self) -> None:
-        """Leave the model as its checkpoint made it."""
+        """Leave the model as its checkpoint made it, and the built-in as its script expects to find it."""
+        self.background.stop()
         self.tag.restore()
+        self.builtin.leave()
+
+    def _knows_model(self) -> bool:
+        if self.webui.sd_models.model_data.sd_model is None:  # asking `shared` would load one
+            return True
+        try:
+            self.host.patchable()
+        except WrongBaseModel:
+            return False
+        return True
 
 
 def register() -> type | None:
@@ -64,19 +110,15 @@ def register() -> type | None:
     webui = Webui()
     kit = Lorakit(webui)
     callbacks = webui.script_callbacks
-    callbacks.on_app_started(lambda _demo, _app: kit.settle())
-    callbacks.on_model_loaded(kit.host.model_loaded)
+    callbacks.on_before_ui(kit.before_ui)
+    callbacks.on_app_started(kit.started)
+    callbacks.on_model_loaded(kit.model_loaded)
+    callbacks.on_cfg_denoiser(kit.tag.step)
+    callbacks.on_infotext_pasted(kit.pasted)
     callbacks.on_script_unloaded(kit.unload)
-    callbacks.on_ui_settings(lambda: _add_setting(webui))
+    callbacks.on_ui_settings(lambda: kit.settings.add(kit.library.names, kit.tag.forget_texts))
     callbacks.on_ui_tabs(lambda: _tab(kit))
     return _script_class(kit)
-
-
-def _add_setting(webui: Webui) -> None:
-    shared = webui.shared
-    option = shared.OptionInfo(True, "Apply <lora:...> with LoRA kit", section=("lorakit", "LoRA kit"))
-    option.info("off: the webui's built-in Lora extension applies networks again, from the next picture on")
-    shared.opts.add_option(SETTING, option)
 
 
 def _tab(kit: Lorakit) -> list[tuple[Any, str, str]]:
@@ -101,5 +143,11 @@ def _script_class(kit: Lorakit) -> type:
 
         def process(self, _p: Any, *_args: Any) -> None:
             kit.settle()
+
+        def before_process_batch(self, _p: Any, *_args: Any, **_kwargs: Any) -> None:
+            kit.settle()  # after every extension's `process`, one of which may have taken the tag
+
+        def postprocess(self, _p: Any, _processed: Any, *_args: Any) -> None:
+            kit.tag.finish()
 
     return LorakitScript

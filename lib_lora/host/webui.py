@@ -16,6 +16,7 @@ from lib_lora.errors import WrongBaseModel
 from lib_lora.host.builtin import BuiltinLora
 from lib_lora.host.detect import Webui
 from lib_lora.host.guard import unharmed
+from lib_lora.models.ldm_layers import LdmLayers
 from lib_lora.models.ldm_model import LdmModel
 
 log = logging.getLogger(__name__)
@@ -29,12 +30,21 @@ class WebuiHost:
         self.builtin = builtin
         self.restore: Callable[[], None] = lambda: None
         self._loads: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._count = 0
         self._model: LdmModel | None = None
+        self._layers: LdmLayers | None = None
+
+    def patchable(self) -> LdmLayers:
+        """The loaded checkpoint, to apply networks to. Raises WrongBaseModel if it is of a kind we do not know."""
+        current, generation = self._current()
+        if self._layers is None or self._layers.model is not current or self._layers.generation != generation:
+            self._layers = None
+            self._layers = LdmLayers(current, generation)
+        return self._layers
 
     def model(self) -> LdmModel:
-        """The loaded checkpoint. Raises WrongBaseModel if it is of a kind we do not know."""
-        current = self.webui.shared.sd_model
-        generation = self._loads.get(current, 0) if current is not None else 0
+        """The loaded checkpoint, to train on. Raises WrongBaseModel if it is of a kind that training does not know."""
+        current, generation = self._current()
         if self._model is None or self._model.model is not current or self._model.generation != generation:
             self._model = None
             self._model = LdmModel(current, generation)
@@ -43,7 +53,14 @@ class WebuiHost:
 
     def model_loaded(self, sd_model: Any) -> None:
         """Tell that weights were put into `sd_model`, whatever it held before."""
-        self._loads[sd_model] = self._loads.get(sd_model, 0) + 1
+        # Counted over all models: one that takes the place of a freed one in memory must not pass for it.
+        self._count += 1
+        self._loads[sd_model] = self._count
+        self._model = self._layers = None  # the one before may go
+
+    def _current(self) -> tuple[Any, int]:
+        current = self.webui.shared.sd_model
+        return current, self._loads.get(current, 0) if current is not None else 0
 
     def network_folders(self) -> Sequence[Path]:
         """`--lora-dir`, where new files go, then the old LyCORIS folder if there is one."""

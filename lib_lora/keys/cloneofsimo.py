@@ -1,4 +1,7 @@
-"""cloneofsimo's safetensors: layers are numbered in module-walk order, `unet:0:up`, `text_encoder:0:down`.
+"""cloneofsimo's files: layers are numbered in module-walk order, `unet:0:up`, `text_encoder:0:down`.
+
+Its first files were pickled lists without names, the UNet's and the text encoder's in a file each; numbered in their
+order they are this dialect too, and shapes tell whose list it is.
 
 The walk takes the Linear children of CrossAttention, Attention and GEGLU (the "extended" files also all of
 ResnetBlock2D). Which number is which layer depends on the diffusers version that wrote the file: until 0.11 a
@@ -14,12 +17,12 @@ from lib_lora.keys import text_encoder, unet
 from lib_lora.keys.layer_key import TE1, UNET, LayerKey
 
 Shape = tuple[int, ...]
-EMBEDDING = "<embed>"
-_NAME = re.compile(r"(unet|text_encoder):(\d+):(up|down)")
+_NAME = re.compile(r"(unet|text_encoder):(0|[1-9][0-9]{0,2}):(up|down)")
 _PARTS = {"unet": UNET, "text_encoder": TE1}
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 _ATTN1, _ATTN2 = (tuple(f"{attention}.{name}" for name in _PROJECTIONS) for attention in ("attn1", "attn2"))
 _GEGLU = "ff.net.0.proj"
+_MOST_BLOCKS = max(blocks[TE1] for blocks in text_encoder.LAYERS.values())
 _ORDERS = ((*_ATTN1, _GEGLU, *_ATTN2), (*_ATTN1, *_ATTN2, _GEGLU))
 
 
@@ -58,6 +61,30 @@ def _unet_order(shapes: Mapping[int, tuple[Shape, Shape]]) -> tuple[str, ...]:
     return min(fitting, key=lambda w: abs(len(w) - len(shapes)), default=())
 
 
+def _text_order(shapes: Mapping[int, tuple[Shape, Shape]]) -> tuple[str, ...]:
+    """The attention projections of as many blocks as the numbers reach."""
+    return text_encoder.attention_targets(-(-(max(shapes, default=-1) + 1) // 4))
+
+
+def layer_number(key: LayerKey, extended: bool, newer: bool = True) -> tuple[str, int] | None:
+    """`("unet" or "text_encoder", number)` of a layer, or None if this dialect has no number for it.
+
+    `extended` counts the ResnetBlock2Ds in; `newer` is the order inside a block since diffusers 0.12.
+    """
+    if key.part == UNET:
+        order = _walk(_ORDERS[1 if newer else 0], resnets=extended)
+        return ("unet", order.index(key.path)) if key.path in order else None
+    order = text_encoder.attention_targets(_MOST_BLOCKS)
+    return ("text_encoder", order.index(key.path)) if key.part == TE1 and key.path in order else None
+
+
+def count(group: str, extended: bool, version: str) -> int:
+    """How many numbers a whole file has in a group, "unet" or "text_encoder"."""
+    if group == "unet":
+        return len(_walk(_ORDERS[1], resnets=extended))
+    return len(text_encoder.attention_targets(text_encoder.LAYERS[version][TE1]))
+
+
 def speaks(name: str) -> bool:
     """Whether `name` is a numbered factor of this dialect."""
     return _NAME.fullmatch(name) is not None
@@ -72,10 +99,9 @@ def place(shapes: Mapping[str, Shape]) -> dict[str, tuple[LayerKey, str]]:
     placed: dict[str, tuple[LayerKey, str]] = {}
     for group, part in _PARTS.items():
         pairs = {i: (shapes[f"{group}:{i}:up"], shapes[f"{group}:{i}:down"]) for i in numbers.get(group, ())}
-        if part == UNET:
-            order = _unet_order(pairs)
-        else:
-            order = text_encoder.attention_targets(-(-(max(pairs, default=-1) + 1) // 4))
+        order = _unet_order(pairs) if part == UNET else _text_order(pairs)
+        if part == UNET and not order and "text_encoder" not in numbers:
+            part, order = TE1, _text_order(pairs)  # a list alone does not say whose it is
         for i, (up, down) in pairs.items():
             if i < len(order) and _fits(order[i], up, down):
                 placed[f"{group}:{i}:up"] = LayerKey(part, order[i]), "lora_up.weight"

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora.errors import WrongBaseModel
+from lib_lora.keys import versions
 from lib_lora.keys.layer_key import TE1, UNET, LayerKey
-from lib_lora.keys.unet import LDM_TO_DIFFUSERS
-from lib_lora.models import ldm_session
+from lib_lora.models import ldm_layers, ldm_session
 from lib_lora.models.diffusers_model import is_layer
+from lib_lora.models.ldm_layers import LdmLayers
 from lib_lora.models.tokenizer import TOKENS
 from lib_lora.ports import Slot
 
@@ -22,14 +23,12 @@ PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}
 
 def why_not(model: Any) -> str | None:
     """Why `model` is not one this class can handle, as the end of a sentence; None if it can."""
-    if getattr(model, "conditioner", None) is not None:
-        return "it is an SDXL model"
-    unet = getattr(getattr(model, "model", None), "diffusion_model", None)
-    if not all(hasattr(unet, name) for name in ("input_blocks", "middle_block", "output_blocks")):
-        return f"its UNet is a {type(unet).__name__}, not ldm's UNetModel"
-    embedder = _embedder(model)
-    if not hasattr(getattr(embedder, "transformer", None), "text_model"):
-        return f"its text encoder is a {type(embedder).__name__}, not CLIP as in Stable Diffusion 1"
+    reason = ldm_layers.why_not(model)
+    if reason is not None:
+        return reason
+    version = str(ldm_layers.version_of(model))
+    if version != versions.SD1:
+        return f"it is {versions.title(version)}, and training works on SD 1.x only"
     kind = getattr(model, "parameterization", "eps")
     return None if kind in PREDICTIONS else f"it predicts {kind!r}, neither eps nor v"
 
@@ -50,8 +49,10 @@ class LdmModel:
         self.model = model
         self.generation = generation
         self.clip_skip = clip_skip
-        self.unet: Any = model.model.diffusion_model
-        self.embedder: Any = _embedder(model)
+        self.layers = LdmLayers(model, generation)
+        self.unet: Any = ldm_layers.unet_of(model)
+        outer = model.cond_stage_model
+        self.embedder: Any = getattr(outer, "wrapped", outer)
         info = getattr(model, "sd_checkpoint_info", None)
         self.name = str(getattr(info, "name_for_extra", None) or "checkpoint")
         self.prediction_type = PREDICTIONS[getattr(model, "parameterization", "eps")]
@@ -64,17 +65,12 @@ class LdmModel:
     def modules_by_key(self) -> Mapping[LayerKey, nn.Module]:
         """Every Linear, Conv2d and norm, ldm's paths translated to diffusers'."""
         if not self._modules:
-            for path, module in self.unet.named_modules():
-                if path in LDM_TO_DIFFUSERS and is_layer(module):
-                    self._modules[LayerKey(UNET, LDM_TO_DIFFUSERS[path])] = module
-            for path, module in self.embedder.transformer.named_modules():
-                if is_layer(module):
-                    self._modules[LayerKey(TE1, path)] = module
+            self._modules.update((key, slot.module) for key, slot in self.slots().items() if is_layer(slot.module))
         return self._modules
 
     def slots(self) -> Mapping[LayerKey, Slot]:
         """Where each layer's weight and bias are."""
-        return {key: Slot(module) for key, module in self.modules_by_key().items()}
+        return self.layers.slots()
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Text states (batch, 77, width), one window: longer prompts are cut. No emphasis, text is taken literally."""
@@ -115,10 +111,8 @@ class LdmModel:
         return (self.model.alphas_cumprod if original is None else original).detach().float()
 
     def base_identity(self) -> str:
-        """Checkpoint file, module objects and load count; not the hash, which may be known only later."""
-        info = getattr(self.model, "sd_checkpoint_info", None)
-        source = getattr(info, "filename", None) or self.name
-        return f"{source}:{id(self.unet):x}:{id(self.embedder):x}:{self.generation}"
+        """See `LdmLayers`."""
+        return self.layers.base_identity()
 
     @contextmanager
     def training_session(self, gradient_checkpointing: bool = False) -> Iterator[None]:
@@ -134,12 +128,6 @@ class LdmModel:
 
     def _scale(self) -> float:
         return float(self.model.scale_factor)
-
-
-def _embedder(model: Any) -> Any:
-    """ldm's text embedder, out of the wrapper that the webui puts round it."""
-    outer = getattr(model, "cond_stage_model", None)
-    return getattr(outer, "wrapped", outer)
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -34,7 +34,7 @@ class Lora(Layer):
 
     def __init__(self, up: Tensor, down: Tensor, alpha: float | None = None, mid: Tensor | None = None) -> None:
         super().__init__()
-        core = mid.shape[:2] if mid is not None else (down.shape[0], down.shape[0])
+        core = mid.shape[:2] if mid is not None else tuple(down.shape[:1]) * 2
         odd = up.ndim < 2 or down.ndim < 2 or (mid is not None and mid.ndim not in (2, 4))
         if odd or (math.prod(up.shape[1:]), down.shape[0]) != tuple(core):
             shapes = [tuple(t.shape) for t in (up, down, mid) if t is not None]
@@ -113,7 +113,8 @@ class Lora(Layer):
             return F.linear(hidden, up.flatten(1))
         if op.groups != 1:
             return op.apply(x, self.delta(weight).to(x.dtype))  # groups mix no channels, low-rank factors do
-        spatial = _as_conv(down)
+        # DyLoRA of LyCORIS before 3.0 writes `down` flat: (rank, in * kh * kw).
+        spatial = _as_conv(down) if mid is not None else down.reshape(len(down), *weight.shape[1:])
         if mid is not None:
             # Zero padding passes unchanged through the 1x1 `down`, so the core alone carries the geometry.
             x, spatial = F.conv2d(x, spatial), _as_conv(mid)

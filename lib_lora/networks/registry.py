@@ -8,7 +8,22 @@ from torch import Tensor
 
 from lib_lora.errors import BadConfig
 from lib_lora.networks.base import Layer, Modifier
+from lib_lora.networks.bias import Bias, UpBias
+from lib_lora.networks.boft import Boft
+from lib_lora.networks.dora import Dora
+from lib_lora.networks.full import Full
+from lib_lora.networks.glora import GLoRA
+from lib_lora.networks.ia3 import Ia3, PeftIa3
+from lib_lora.networks.loha import LoHa
+from lib_lora.networks.lokr import LoKr
 from lib_lora.networks.lora import Lora
+from lib_lora.networks.norm import Norm
+from lib_lora.networks.oft import Oft, OftDiag
+from lib_lora.networks.peft_oft import PeftBoft, PeftOft, PeftOftBlocks
+from lib_lora.networks.scalar import Scalar
+from lib_lora.networks.set_weight import SetBias, SetWeight
+from lib_lora.networks.sparse import SparseRest
+from lib_lora.networks.tlora import TLora
 
 
 def ordered(*types: type[Layer]) -> tuple[type[Layer], ...]:
@@ -22,9 +37,32 @@ def ordered(*types: type[Layer]) -> tuple[type[Layer], ...]:
 
 TYPES = ordered(
     Lora,
+    LoHa,
+    LoKr,
+    GLoRA,
+    Ia3,
+    PeftIa3,
+    Full,
+    Norm,
+    SetWeight,
+    Oft,
+    Boft,
+    OftDiag,
+    PeftOft,
+    PeftOftBlocks,
+    PeftBoft,
+    TLora,
 )
 # From the outermost inwards: a modifier takes its own tensors and goes round the layer that the others describe.
-MODIFIERS: tuple[type[Modifier], ...] = ()
+# Biases outermost; DoRA, which norms the changed weight, goes round whatever else makes up that change.
+MODIFIERS: tuple[type[Modifier], ...] = (
+    Bias,
+    SetBias,
+    UpBias,
+    Dora,
+    SparseRest,
+    Scalar,
+)
 
 
 def detect(names: Iterable[str]) -> type[Layer] | None:

@@ -13,6 +13,8 @@ from lib_lora.errors import ShapeMismatch
 from lib_lora.networks.base import Layer
 
 LATENT_CHANNELS = 4  # what the first convolution of a model that sees nothing but latents takes
+EXTENDED = (5, 8, 9)  # the same of models that also see a depth map, a picture to edit, a mask and a picture
+CHUNK = 1 << 18  # numbers that are summed at a time on a CPU: 1 MiB of float32 stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,42 @@ def merged(pristine: Tensor, shares: Sequence[Share], out: Tensor | None = None)
         if share.strength != 0:
             pair = _factors(share, pristine, wide)
             rest.append(share) if pair is None else pairs.append(pair)
+    out = torch.empty_like(pristine) if out is None else out
+    if pairs and not rest and _add_product(out, pristine, *_joined(pairs)):
+        return out
     weight = pristine.to(wide)
-    in_place = out is not None and out.dtype == wide and out.is_contiguous() and out.device == pristine.device
-    total = weight
-    if pairs:
-        up, down = torch.cat([u for u, _ in pairs], dim=1), torch.cat([d for _, d in pairs], dim=0)
-        flat = weight.flatten(1)
-        if out is not None and in_place and not rest:
-            torch.addmm(flat, up, down, out=out.flatten(1))  # (out, in*k) + (out, ranks) @ (ranks, in*k)
-            return out
-        total = torch.addmm(flat, up, down).view(weight.shape)
+    total = torch.addmm(weight.flatten(1), *_joined(pairs)).view(weight.shape) if pairs else weight.clone()
     for share in rest:
-        total = total + share.strength * _delta(share, weight)
-    if out is not None:
-        return out.copy_(total)
-    return total.to(pristine.dtype) if total is not pristine else pristine.clone()
+        total.add_(_delta(share, weight), alpha=share.strength)
+    return out.copy_(total)
+
+
+def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """All factors as one pair: (out, ranks) and (ranks, in * kh * kw)."""
+    if len(pairs) == 1:
+        return pairs[0]
+    return torch.cat([up for up, _ in pairs], dim=1), torch.cat([down for _, down in pairs], dim=0)
+
+
+def _add_product(out: Tensor, pristine: Tensor, up: Tensor, down: Tensor) -> bool:
+    """Write `pristine + up @ down` without a wide copy of the whole; False if the memory is not laid out for that."""
+    if not (out.is_contiguous() and pristine.is_contiguous() and out.device == pristine.device):
+        return False
+    height = pristine.shape[0]
+    target, source = out.view(height, -1), pristine.view(height, -1)
+    width = source.shape[1]
+    # (out, in*k) + (out, ranks) @ (ranks, in*k)
+    if out.dtype == pristine.dtype == up.dtype:
+        torch.addmm(source, up, down, out=target)
+    elif out.device.type != "cpu" or height * width <= CHUNK:  # to a GPU many small steps cost more than a wide copy
+        target.copy_(source.to(up.dtype, copy=True).addmm_(up, down))
+    else:
+        rows = max(1, CHUNK // width)
+        buffer = torch.empty(rows, width, dtype=up.dtype)
+        for i in range(0, height, rows):
+            part = source[i : i + rows]
+            target[i : i + rows].copy_(buffer[: part.shape[0]].copy_(part).addmm_(up[i : i + rows], down))
+    return True
 
 
 def _delta(share: Share, weight: Tensor) -> Tensor:
@@ -81,7 +104,7 @@ def _delta(share: Share, weight: Tensor) -> Tensor:
 
 
 def _extended(weight: Tensor) -> bool:
-    return weight.dim() == 4 and weight.shape[1] in (8, 9)
+    return weight.dim() == 4 and weight.shape[1] in EXTENDED
 
 
 def _factors(share: Share, weight: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor] | None:

@@ -87,7 +87,11 @@ def make_plan(slots: Mapping[LayerKey, Slot], loads: Sequence[Loaded]) -> Plan:
                 continue
             strength = load.source.strengths.of(key)
             for name, bias in names:
-                work = works.setdefault((id(slot.module), name), Work(Target(slot.module, name)))
+                target = Target(slot.module, name)
+                held = target.parameter
+                # Modules may share a parameter: it is merged once, with what every one of them gets.
+                place = (id(held), "") if held is not None else (id(slot.module), name)
+                work = works.setdefault(place, Work(target))
                 share = Share(layer, strength, load.source.dyn, bias)
                 work.gifts.append(Gift(i, key, Piece.of(slot), share))
     return Plan(list(works.values()), unmatched)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class NetworkReport:
-    """One network: layers applied, names the model does not have, and layers of another shape (with the shapes)."""
+    """One network: layers applied, names the model does not have, and layers that could not be merged, with the why."""
 
     name: str
     applied: int
@@ -23,7 +23,7 @@ class NetworkReport:
         if self.unmatched:
             text += f"; {len(self.unmatched)} not in this model (first: {self.unmatched[0]})"
         if self.mismatched:
-            text += f"; {len(self.mismatched)} of another shape (first: {self.mismatched[0]})"
+            text += f"; {len(self.mismatched)} do not fit (first: {self.mismatched[0]})"
         return text
 
 

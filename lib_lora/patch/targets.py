@@ -12,6 +12,10 @@ from lib_lora.ports import Slot
 
 # Where the webui keeps a wider copy of a weight or bias that it stores in 8 bits, on the same module.
 WIDER = {"weight": "fp16_weight", "bias": "fp16_bias"}
+EIGHT_BIT = tuple(getattr(torch, n) for n in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, n))
+# bfloat16 reaches as far as float32; these do not.
+NARROW = (torch.float16, *EIGHT_BIT)
+WRITABLE = (torch.float32, torch.float64, torch.bfloat16, *NARROW)
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,27 @@ class Target:
     @property
     def parameter(self) -> nn.Parameter | None:
         """The parameter as it is now, the module's own object; None for a bias the module does not have."""
-        return getattr(self.module, self.name, None)
+        return self.module._parameters.get(self.name)  # what is computed anew at each look cannot be written to
 
     def wider(self, like: Tensor) -> Tensor | None:
         """The wider copy that a webui keeps of a parameter stored in 8 bits, on `like`'s device, if there is one."""
+        if like.dtype not in EIGHT_BIT:
+            return None
         copy = getattr(self.module, WIDER.get(self.name, ""), None)
-        if isinstance(copy, Tensor) and copy.shape == like.shape and copy.element_size() > like.element_size():
+        if isinstance(copy, Tensor) and copy.shape == like.shape and copy.is_floating_point() and not copy.is_meta:
             return copy.detach().to(like.device)
+        return None
+
+    def fault(self) -> str | None:
+        """Why nothing can be written here, with what to do; None if something can."""
+        held = self.parameter if self.parameter is not None else getattr(self.module, "weight", None)
+        if not isinstance(held, Tensor):
+            return "the model has no such weight; load the checkpoint again"
+        if held.is_meta:
+            return "the weight is not in memory; load the checkpoint again"
+        if held.dtype not in WRITABLE:
+            stored = str(held.dtype).removeprefix("torch.")
+            return f"the weight is stored as {stored}, which cannot be merged into; load the model unquantised"
         return None
 
 

@@ -1,101 +1,83 @@
-"""Tags in a prompt -> frozen requests, in the syntax of the webui's built-in Lora extension."""
+"""What one tag asks for: a network, and the strength of each of its layers at each moment."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
-from lib_lora.errors import BadTag
-from lib_lora.prompt.strengths import Moment, Strengths
+from lib_lora.errors import WrongBaseModel
+from lib_lora.prompt.blocks import BlockWeights
+from lib_lora.prompt.elements import Rule
+from lib_lora.prompt.schedule import Moment, Schedule, Strength, strength_at
+from lib_lora.prompt.strengths import Strengths
 
-KINDS = ("lora", "lyco")
-FORMS = (
-    "<lora:name>, <lora:name:strength>, <lora:name:te:unet>, <lora:name:te:unet:dyn>, "
-    "or with names: te=, unet= (numbers), dyn= (a whole number)"
-)
-_TAG = re.compile(r"<(\w+):([^>]+)>")  # as the webui reads tags
-_NAMED = ("te", "unet", "dyn")
+Groups = tuple[Strength | None, Strength | None, Strength | None]
 
 
 @dataclass(frozen=True)
 class NetworkRequest:
-    """One tag: the network's name, its strengths for text encoders and UNet, and the ranks to use of a DyLoRA."""
+    """One tag.
+
+    `te` and `unet` are the strengths of text encoders and UNet, `hr_te` and `hr_unet` those of the hires pass where it
+    has its own, `groups` the UNet's for the blocks going in, in the middle and going out where they have their own.
+    `dyn` is the ranks to use of a DyLoRA. `blocks` and `elements` scale layers on top. In the UNet the network acts
+    from step `start` to before `stop`, counted from 0 in each pass.
+    """
 
     name: str
-    te: float = 1.0
-    unet: float = 1.0
+    te: Strength = 1.0
+    unet: Strength = 1.0
     dyn: int | None = None
+    hr_te: Strength | None = None
+    hr_unet: Strength | None = None
+    groups: Groups = (None, None, None)
+    blocks: BlockWeights | None = None
+    elements: tuple[Rule, ...] = ()
+    start: int = 0
+    stop: int | None = None
 
     @property
     def scheduled(self) -> bool:
-        """Whether the strengths differ between moments of one picture."""
-        return False
+        """Whether the strengths differ between moments of one picture.
 
-    def strengths(self, moment: Moment = Moment()) -> Strengths:  # noqa: B008 - frozen
-        """What the tag means at one moment."""
-        return Strengths(self.te, self.unet)
+        A text encoder's schedule alone does not count: it runs once for a pass, at the strength of the first step.
+        """
+        hires = (self.hr_te is not None and self.hr_te != self.te) or (
+            self.hr_unet is not None and (self.hr_unet != self.unet or self.groups != (None, None, None))
+        )
+        over_time = (self.unet, self.hr_unet, *self.groups)
+        varies = any(isinstance(strength, Schedule) and strength.varies for strength in over_time)
+        return hires or varies or self.start > 0 or self.stop is not None
 
+    def strengths(self, moment: Moment = Moment(), seed: int = 0) -> Strengths:  # noqa: B008 - frozen
+        """What the tag means at one moment.
 
-def parse_arguments(items: Sequence[str]) -> NetworkRequest:
-    """The request of a tag's colon-separated items, `["name", "0.8", "unet=0.5"]`.
+        `seed`: the picture's (a batch's first); random block weights are the same for the same seed and name.
+        Raises WrongBaseModel for block weights of Flux, which no model here has.
+        """
+        te = self.hr_te if moment.hires and self.hr_te is not None else self.te
+        unet, groups = self.unet, self.groups
+        if moment.hires and self.hr_unet is not None:
+            unet, groups = self.hr_unet, (None, None, None)
+        acts = self.start <= moment.step and (self.stop is None or moment.step < self.stop)
+        level = strength_at(unet, moment) if acts else 0.0
+        levels: tuple[float, float, float] | None = None
+        if acts and groups != (None, None, None):
+            first, middle, last = (level if own is None else strength_at(own, moment) for own in groups)
+            levels = first, middle, last
+        return Strengths(
+            te=strength_at(te, Moment(0, moment.steps, moment.hires)),
+            unet=level,
+            groups=levels,
+            ratios=self._ratios(seed),
+            rules=self.elements,
+        )
 
-    The UNet's strength defaults to the text encoder's, that to 1. As in the webui, `a=b` is a named argument and
-    `a=b=c` a positional one. Raises BadTag quoting the tag.
-    """
-    split = [item.split("=", 2) for item in items]
-    positional = [item for item, pieces in zip(items, split, strict=True) if len(pieces) != 2]
-    named = {pieces[0]: pieces[1] for pieces in split if len(pieces) == 2}
-    if not positional or not positional[0].strip():
-        raise _bad(items, "it names no network")
-    if len(positional) > 4:
-        raise _bad(items, f"it has {len(positional)} positional arguments")
-    for key in named:
-        if key not in _NAMED:
-            raise _bad(items, f"{key}= is not known")
-    te = _number(items, named.get("te", _at(positional, 1, "1")))
-    unet = _number(items, named.get("unet", _at(positional, 2, str(te))))
-    dyn = named.get("dyn", _at(positional, 3, ""))
-    return NetworkRequest(positional[0], te, unet, _rank(items, dyn) if dyn else None)
-
-
-def extract(prompt: str) -> tuple[str, list[NetworkRequest]]:
-    """The prompt without its `lora` and `lyco` tags, and their requests in order. Raises BadTag."""
-    requests: list[NetworkRequest] = []
-
-    def take(found: re.Match[str]) -> str:
-        if found[1] not in KINDS:
-            return found[0]
-        requests.append(parse_arguments(found[2].split(":")))
-        return ""
-
-    return _TAG.sub(take, prompt), requests
-
-
-def _at(positional: list[str], index: int, default: str) -> str:
-    return positional[index] if len(positional) > index else default
-
-
-def _number(items: Sequence[str], text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise _bad(items, f"{text!r} is not a number") from error
-    if not math.isfinite(value):
-        raise _bad(items, f"{text!r} is not a usable strength")
-    return value
-
-
-def _rank(items: Sequence[str], text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError as error:
-        raise _bad(items, f"dyn {text!r} is not a whole number") from error
-    if value < 1:
-        raise _bad(items, f"dyn {text!r} is below 1")
-    return value
-
-
-def _bad(items: Sequence[str], fault: str) -> BadTag:
-    return BadTag(f"the tag <lora:{':'.join(items)}> cannot be read: {fault}. Write {FORMS}")
+    def _ratios(self, seed: int) -> tuple[float, ...] | None:
+        if self.blocks is None:
+            return None
+        if self.blocks.for_flux:
+            raise WrongBaseModel(
+                f"the block weights of {self.name!r} are the 61 of Flux; give 12 or 20 for SDXL, 17 or 26 for SD 1.x"
+            )
+        return self.blocks.ratios(Random(f"{seed} {self.name}"))  # a text seeds the same everywhere

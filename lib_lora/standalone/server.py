@@ -14,7 +14,7 @@ from lib_lora.files.library import NetworkLibrary
 from lib_lora.models.checkpoint import load_checkpoint
 from lib_lora.models.sample import SampleRequest, sample
 from lib_lora.patch.report import PatchReport
-from lib_lora.prompt import extract
+from lib_lora.prompt import Moment, Presets, extract
 from lib_lora.runtime import Runtime
 from lib_lora.standalone.demo import CFG, MINIATURE_SETTINGS
 from lib_lora.train.config import JobConfig
@@ -75,7 +75,8 @@ class Standalone:
 
     def generate(self, picture: Picture) -> Drawn:
         """See `GenerateService.generate`."""
-        text, requests = extract(picture.prompt)
+        presets = Presets.load(self.folder)
+        text, requests = extract(picture.prompt, presets)
         request = SampleRequest(
             prompts=[text],
             negative=picture.negative,
@@ -89,14 +90,16 @@ class Standalone:
         if not self.lock.acquire(timeout=0.5):
             raise BadConfig(f"the model is busy ({self.trainer.status().state}); wait for training to end or cancel it")
         try:
-            report: PatchReport = self.runtime.activate(self.model, requests)
+            moment = Moment(0, request.steps)
+            report: PatchReport = self.runtime.activate(self.model, requests, moment, request.seed)
             try:
-                pictures = sample(self.model, request)
+                pictures = sample(self.model, request, on_step=self.runtime.stepper(self.model))
             finally:
                 self.runtime.deactivate()
         finally:
             self.lock.release()
-        return Drawn(pictures, report.summary(), report.complete)
+        skipped = [f"left out of the presets: {line}" for line in presets.skipped]
+        return Drawn(pictures, "\n".join(filter(None, [report.summary(), *skipped])), report.complete)
 
     def networks(self) -> list[str]:
         """The names that can be written in a tag."""

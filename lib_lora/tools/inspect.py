@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora.files.codec import base_version, read_outline
-from lib_lora.files.metadata import addnet_hash, file_hash
+from lib_lora.files.hashes import file_hashes
 from lib_lora.files.tensors import read_header
 
 
@@ -19,7 +19,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     network = read_outline(path)
-    header = read_header(path)
+    header, hashes = read_header(path), file_hashes(path)
     layers = network.layers.values()
     return {
         "file": str(path),
@@ -34,7 +34,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "dtypes": _count(info.dtype for info in header.tensors.values()),
         "unknown": list(network.unknown),
         "metadata": dict(network.metadata),
-        "hashes": {"addnet": addnet_hash(path), "sha256": file_hash(path)},
+        "hashes": {"addnet": hashes.data, "sha256": hashes.whole},
     }
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from lib_lora.files.codec import network_tensors, write_network
-from lib_lora.files.metadata import add_hashes, build_metadata
+from lib_lora.files.hashes import add_hashes
+from lib_lora.files.metadata import build_metadata
 from lib_lora.files.tensors import atomic_file
 from lib_lora.networks.network import Network
 from lib_lora.prompt import extract

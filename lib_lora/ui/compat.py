@@ -31,3 +31,17 @@ def page_script() -> str:
 def page_style() -> str:
     """style.css as text."""
     return (ROOT / "style.css").read_text(encoding="utf-8")
+
+
+def component(name: str) -> Any:
+    """gradio's component class of this name."""
+    import gradio
+
+    return getattr(gradio, name)
+
+
+def popup(message: str) -> None:
+    """A warning in the corner of the page whose button was pressed; nothing for a request from elsewhere."""
+    import gradio
+
+    gradio.Warning(message)

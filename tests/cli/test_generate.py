@@ -71,6 +71,22 @@ def test_tags_seeds_infotext_and_report(
     assert {p.suffix for p in plain.parent.iterdir()} == {".png"}
 
 
+def test_schedules_and_the_users_presets(tiny_checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    common = ["--checkpoint", str(tiny_checkpoint), "--networks", str(folder), "--steps", "3", "--size", "64x64"]
+    (folder / "lbwpresets.txt").write_text("MINE:1,1,1,1,1,1,1,1,1,1,1,1,1,1,0,0,1\n")  # nothing where `cat` acts
+
+    def draw(tag: str) -> np.ndarray:
+        assert call([*common, "--prompt", f"a{tag}", "--out", str(tmp_path / "x.png"), "--json"]) == 0
+        return pixels(tmp_path / "x.png")
+
+    plain, full = draw(""), draw("<lora:cat:8>")
+    assert np.array_equal(draw("<lora:cat:8:step=0-3>"), full)
+    assert np.array_equal(draw("<lora:cat:8:unet=0@0,0@1>"), plain)
+    assert np.array_equal(draw("<lora:cat:8:MINE>"), plain)
+    first_step = draw("<lora:cat:8:stop=1>")
+    assert np.abs(first_step - full).mean() > 0.1 and np.abs(first_step - plain).mean() > 0.1
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

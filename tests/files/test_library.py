@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from lib_lora.errors import NetworkNotFound
+from lib_lora.files import folders as folders_module
+from lib_lora.files.hashes import file_hashes
 from lib_lora.files.library import NetworkLibrary
 from lib_lora.files.tensors import write_tensors
 
@@ -106,3 +111,224 @@ def test_no_name_is_no_file(tmp_path: Path) -> None:
     put(tmp_path / "x.safetensors")
     with pytest.raises(NetworkNotFound):
         NetworkLibrary([tmp_path]).find(".safetensors")
+
+
+def age(*folders: Path) -> None:
+    """Make folders look settled: changed some time ago, as they are on most days."""
+    for folder in folders:
+        os.utime(folder, (1_500_000_000, 1_500_000_000))
+
+
+class Calls:
+    """Counts what the library asks of the file system."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.listed: list[str] = []
+        self.looked: list[str] = []
+        scandir, stat = os.scandir, os.stat
+
+        def counting_scandir(path: str) -> object:
+            self.listed.append(str(path))
+            return scandir(path)
+
+        def counting_stat(path: object, **more: object) -> os.stat_result:
+            self.looked.append(str(path))
+            return stat(path, **more)  # type: ignore[call-overload, no-any-return]
+
+        monkeypatch.setattr(folders_module.os, "scandir", counting_scandir)
+        monkeypatch.setattr(folders_module.os, "stat", counting_stat)
+
+    def reset(self) -> None:
+        self.listed.clear()
+        self.looked.clear()
+
+
+def test_an_unchanged_library_is_not_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [put(tmp_path / folder / f"{i}.safetensors") for folder in "abc" for i in range(4)]
+    age(tmp_path, *(tmp_path / folder for folder in "abc"))
+    calls = Calls(monkeypatch)
+    library = NetworkLibrary([tmp_path])
+    assert len(library.entries()) == 12
+    assert len(calls.listed) == 4
+    calls.reset()
+    assert len(library.entries()) == 12
+    assert (len(calls.listed), len(calls.looked)) == (0, 4)  # one look at each folder, none at a file
+    put(tmp_path / "b" / "new.safetensors")
+    calls.reset()
+    assert len(library.entries()) == 13
+    assert calls.listed == [str(tmp_path / "b")]
+    assert library.find("a/3").path == paths[3]
+
+
+def test_finding_looks_at_one_file_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(tmp_path / "a" / "x.safetensors")
+    put(tmp_path / "b" / "y.safetensors")
+    age(tmp_path, tmp_path / "a", tmp_path / "b")
+    library = NetworkLibrary([tmp_path])
+    library.find("x")
+    monkeypatch.setattr(library, "_cost", 1.0)  # folders that take long to look at are looked at less often
+    calls = Calls(monkeypatch)
+    assert library.find("x").path == path
+    assert (calls.listed, calls.looked) == ([], [str(path)])
+
+
+def test_a_list_needs_no_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "x.safetensors", "alias")
+    monkeypatch.setattr("lib_lora.files.index.read_headline", lambda _: pytest.fail("read"))
+    library = NetworkLibrary([tmp_path])
+    assert library.names() == ["x"]
+    assert library.find("x").name == "x"
+
+
+def test_facts_are_kept_between_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, cache = tmp_path / "networks", tmp_path / "index.json"
+    path = put(folder / "x.safetensors", "alias")
+    NetworkLibrary([folder], cache).find("alias")
+    monkeypatch.setattr("lib_lora.files.index.read_headline", lambda _: pytest.fail("read"))
+    again = NetworkLibrary([folder], cache)
+    assert again.find("alias").path == path
+    assert again.facts(again.find("x")).headline.alias == "alias"
+
+
+def test_all_suffixes_and_which_one_counts(tmp_path: Path) -> None:
+    for suffix in (".bin", ".ckpt", ".pt"):
+        torch.save({}, tmp_path / f"x{suffix}")
+    torch.save({}, tmp_path / "y.v2.BIN")
+    library = NetworkLibrary([tmp_path])
+    assert library.find("x").path.suffix == ".pt"
+    put(tmp_path / "x.safetensors")
+    assert library.find("x").path.suffix == ".safetensors"
+    for suffix in (".safetensors", ".pt", ".ckpt", ".bin"):
+        assert library.find(f"x{suffix}").path.suffix == suffix
+    assert library.names() == ["x", "y.v2"]
+    assert library.find("y.v2").path.name == "y.v2.BIN"
+    put(tmp_path / "z.pt.safetensors")
+    assert library.find("z.pt").path.name == "z.pt.safetensors"
+    with pytest.raises(NetworkNotFound):
+        library.find("z.ckpt")
+
+
+def test_the_second_half_of_a_cloneofsimo_pair_is_no_network_of_its_own(tmp_path: Path) -> None:
+    for name in ("a.pt", "a.text_encoder.pt", "b.text_encoder.pt"):
+        torch.save([], tmp_path / name)
+    assert NetworkLibrary([tmp_path]).names() == ["a", "b.text_encoder"]
+
+
+def test_case_and_composition_of_letters_are_a_last_resort(tmp_path: Path) -> None:
+    put(tmp_path / "Café.safetensors")
+    put(tmp_path / "sub" / "One.safetensors", "Alias")
+    library = NetworkLibrary([tmp_path])
+    for name in ("café", "CAFÉ", "Cafe\u0301"):
+        assert library.find(name).name == "Café"
+    for name in ("one", "SUB/ONE", "sub/one.SAFETENSORS", "aLIAS"):
+        assert library.find(name).relative == "sub/One"
+    if not (tmp_path / "CAFÉ.safetensors").exists():  # a file system that tells case apart
+        put(tmp_path / "café.safetensors")
+        assert library.find("café").name == "café"
+        assert library.find("Café").name == "Café"
+        with pytest.raises(NetworkNotFound, match="means 2 files"):
+            library.find("CAFÉ")
+
+
+def test_hidden_folders_are_left_out(tmp_path: Path) -> None:
+    put(tmp_path / ".checkpoints" / "x.safetensors")
+    path = put(tmp_path / "x.safetensors")
+    assert NetworkLibrary([tmp_path]).find("x").path == path
+
+
+def test_a_library_in_a_hidden_folder_works(tmp_path: Path) -> None:
+    put(tmp_path / ".models" / "x.safetensors")
+    assert NetworkLibrary([tmp_path / ".models"]).names() == ["x"]
+
+
+def test_one_folder_by_two_ways_holds_its_files_once(tmp_path: Path) -> None:
+    put(tmp_path / "a" / "x.safetensors")
+    (tmp_path / "b").symlink_to(tmp_path / "a", target_is_directory=True)
+    (tmp_path / "round.safetensors").symlink_to(tmp_path / "round.safetensors")
+    library = NetworkLibrary([tmp_path, tmp_path / "a"])
+    assert library.names() == ["x"]
+    assert library.find("x").relative == "a/x"
+
+
+def test_a_folder_that_cannot_be_listed_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path / "closed" / "x.safetensors")
+    put(tmp_path / "open" / "y.safetensors")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(folders_module.os, "scandir", refuse)
+    assert NetworkLibrary([tmp_path]).names() == ["y"]
+    assert "closed" in caplog.text and "Permission denied" in caplog.text
+
+
+def test_what_is_no_file_is_no_network(tmp_path: Path) -> None:
+    put(tmp_path / "folder.safetensors" / "x.safetensors")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.safetensors")
+    assert NetworkLibrary([tmp_path]).names() == ["x"]
+
+
+def test_a_file_overwritten_in_place_tells_its_new_alias(tmp_path: Path) -> None:
+    path = put(tmp_path / "x.safetensors", "one")
+    other = put(tmp_path / "other" / "y.safetensors", "two")
+    library = NetworkLibrary([tmp_path])
+    assert library.find("one").path == path
+    path.write_bytes(other.read_bytes())
+    other.unlink()
+    age(tmp_path)
+    assert library.find("two").path == path
+    with pytest.raises(NetworkNotFound):
+        library.find("one")
+
+
+def test_files_are_found_by_a_known_hash(tmp_path: Path) -> None:
+    path = put(tmp_path / "x.safetensors")
+    library = NetworkLibrary([tmp_path])
+    entry = library.find("x")
+    hashes = file_hashes(path)
+    assert library.by_hash(hashes.data[:12]) == []
+    library.index.add_hashes(entry.path, entry.stamp, hashes)
+    assert library.by_hash(hashes.data[:12].upper()) == library.by_hash(hashes.whole[:10]) == [entry]
+    assert library.by_hash("") == library.by_hash("0" * 12) == []
+
+
+@pytest.mark.parametrize("name", ["", "/", "\\", "..", "../x", "a\0b", "x" * 10_000, "\ud800", ".pt", "*", "%s{}"])
+def test_odd_names_are_not_found(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "sub" / "y.safetensors")
+    put(tmp_path / "x.safetensors")
+    with pytest.raises(NetworkNotFound):
+        NetworkLibrary([tmp_path / "sub"]).find(name)
+
+
+def test_many_threads_while_files_come_and_go(tmp_path: Path) -> None:
+    stays = put(tmp_path / "stays" / "stays.safetensors", "its alias")
+    library = NetworkLibrary([tmp_path], tmp_path / "index.json")
+    until = time.monotonic() + 1.5
+    faults: list[BaseException] = []
+
+    def churn(number: int) -> None:
+        while time.monotonic() < until:
+            put(tmp_path / f"sub{number}" / "comes.safetensors", f"alias {number}").unlink()
+
+    def ask() -> None:
+        try:
+            while time.monotonic() < until:
+                assert library.find("stays").path == library.find("its alias").path == stays
+                assert "stays" in library.names()
+                with contextlib.suppress(NetworkNotFound):
+                    library.find("comes")
+        except BaseException as error:  # noqa: BLE001 - told below
+            faults.append(error)
+
+    threads = [threading.Thread(target=work) for work in (ask, ask, ask, lambda: churn(1), lambda: churn(2))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults, faults

@@ -1,15 +1,10 @@
-"""The metadata record and the hashes, each against its definition."""
+"""The metadata record against its definition."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from pathlib import Path
 
-import torch
-
-from lib_lora.files.metadata import TrainingRecord, add_hashes, addnet_hash, build_metadata, file_hash
-from lib_lora.files.tensors import write_tensors
+from lib_lora.files.metadata import TrainingRecord, build_metadata
 
 
 def test_the_record_is_all_text_and_says_what_the_webui_reads() -> None:
@@ -38,25 +33,3 @@ def test_base_versions() -> None:
     assert version("sd2", True) == ("sd_v2_v", "True")
     assert version("sd2", False) == ("sd_v2", "True")
     assert version("sdxl", False) == ("sdxl_base_v1-0", "False")
-
-
-def test_hashes_follow_their_definitions(tmp_path: Path) -> None:
-    tensors = {f"layer{i}": torch.randn(300, 500) for i in range(3)}  # > 1 MiB, so that the legacy window has data
-    metadata = {"ss_seed": "1", "modelspec.title": "x"}
-    hashed = add_hashes(metadata, tensors)
-    path, bare = tmp_path / "x.safetensors", tmp_path / "bare.safetensors"
-    write_tensors(path, tensors, hashed)
-    write_tensors(bare, tensors, {"ss_seed": "1"})
-    content = path.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    assert hashed["sshs_model_hash"] == hashlib.sha256(content[start:]).hexdigest() == addnet_hash(path)
-    window = bare.read_bytes()[0x100000 : 0x100000 + 0x10000]
-    assert len(window) == 0x10000
-    assert hashed["sshs_legacy_hash"] == hashlib.sha256(window).hexdigest()[:8]
-    assert file_hash(path) == hashlib.sha256(content).hexdigest()
-    assert hashed.items() >= metadata.items()
-
-
-def test_a_small_files_legacy_window_is_empty() -> None:
-    hashed = add_hashes({}, {"a": torch.ones(3)})
-    assert hashed["sshs_legacy_hash"] == hashlib.sha256(b"").hexdigest()[:8]

@@ -19,6 +19,7 @@ from lib_lora.models.diffusers_model import DiffusersModel
 from lib_lora.models.ldm_model import LdmModel
 from lib_lora.models.ldm_session import replace_inference_tensors
 from lib_lora.ports import DiffusionModel
+from tests.models import live
 
 
 def _widths(config: Any) -> dict[str, Any]:
@@ -56,17 +57,10 @@ def _config(clip_folder: Path, like: DiffusersModel) -> dict[str, Any]:
     }
 
 
-def _define_missing_ops() -> None:
-    """There is no CPU build of torchvision in the test environment; its import needs these two names only."""
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
 @pytest.fixture(scope="module")
 def make_ldm(tiny_checkpoint: Path, clip_folder: Path, tiny_model: DiffusersModel) -> Callable[[], Any]:
     """Builds a real LatentDiffusion with the tiny checkpoint's weights, about 1 s."""
-    _define_missing_ops()
+    live.define_missing_ops()
     LatentDiffusion = pytest.importorskip("ldm.models.diffusion.ddpm").LatentDiffusion
     from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -92,7 +92,7 @@ def loud_network(checkpoint: Path, path: Path) -> None:
     generator, tensors = torch.Generator().manual_seed(1), {}
     with safe_open(str(checkpoint), "pt") as file:
         for name, key in checkpoint_layer_map(file.keys()).items():
-            if key.path not in default_targets(key.part):
+            if key.part not in PREFIXES or key.path not in default_targets(key.part):
                 continue
             weight = file.get_tensor(name).float()
             down = torch.randn(4, *weight.shape[1:], generator=generator)
