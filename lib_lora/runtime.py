@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lib_lora.errors import LoraError, WrongBaseModel
-from lib_lora.files.codec import base_version, read_network
+from lib_lora.files.codec import base_versions, read_network
 from lib_lora.files.library import NetworkLibrary
 from lib_lora.keys import versions
 from lib_lora.networks.network import Network
@@ -171,8 +171,9 @@ class Runtime:
             del self._cache[state]
 
     def _require_version(self, network: Network, name: str) -> None:
-        made_for = base_version(network)
-        if made_for not in (self._version, versions.UNKNOWN):
+        fitting = base_versions(network)
+        if fitting and self._version not in fitting:
+            made_for = fitting[0]
             raise WrongBaseModel(
                 f"{name!r} is made for {versions.title(made_for)}, the loaded model is "
                 f"{versions.title(self._version)}; load such a checkpoint or remove the tag"

@@ -13,15 +13,21 @@ import torch
 from torch import Tensor
 
 from lib_lora.errors import BadConfig, ShapeMismatch, WrongBaseModel
-from lib_lora.files.codec import base_version, read_network
+from lib_lora.files.codec import base_version, base_versions, read_network
 from lib_lora.files.tensors import Header, TensorInfo, file_dtype, tensor_reader, torch_dtype, write_stream
-from lib_lora.keys.checkpoint import checkpoint_layer_map
+from lib_lora.keys.checkpoint import Piece, checkpoint_pieces
 from lib_lora.keys.layer_key import UNET, LayerKey
-from lib_lora.keys.versions import SD1, SDXL, title
+from lib_lora.keys.versions import SD1, SD2, SDXL, title
 from lib_lora.networks.base import Layer
 from lib_lora.networks.network import Network
+from lib_lora.patch import merge as weights
+from lib_lora.patch.merge import Share
 
-_MODEL_PREFIXES = ("model.", "model_ema.", "first_stage_model.", "cond_stage_model.", "unet.", "vae.", "text_encoder.")
+_MODEL_PREFIXES = (
+    *("model.", "model_ema.", "first_stage_model.", "cond_stage_model.", "conditioner."),
+    *("unet.", "vae.", "text_encoder.", "text_encoder_2."),
+)
+Pieces = Mapping[str, tuple[Piece, ...]]  # by the tensor's name in the checkpoint
 _STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 
 
@@ -59,8 +65,11 @@ class NetworkReport:
 class _Loaded:
     use: NetworkUse
     network: Network
-    matched: int = 0
-    mismatched: list[str] = field(default_factory=list)
+    matched: set[LayerKey] = field(default_factory=set)
+    mismatched: dict[LayerKey, str] = field(default_factory=dict)
+
+    def strength(self, key: LayerKey) -> float:
+        return self.use.unet if key.part == UNET else self.use.te
 
 
 def parse_use(text: str) -> NetworkUse:
@@ -91,42 +100,61 @@ def merge(job: MergeJob) -> list[NetworkReport]:
     _refuse_input_as_output(job)
     loaded = [_Loaded(use, read_network(use.path)) for use in job.networks]
     with tensor_reader(job.checkpoint) as (header, read):
-        layer_of = checkpoint_layer_map(header.tensors)
-        _check_versions(job, header, loaded, layer_of)
+        found = {name: checkpoint_pieces(name, info.shape) for name, info in header.tensors.items()}
+        pieces = {name: own for name, own in found.items() if own}
+        _check_versions(job, header, loaded, pieces)
         infos = {name: _info(name, info, job.dtype) for name, info in header.tensors.items()}
 
         def produce(name: str) -> Tensor:
             dtype = torch_dtype(infos[name].dtype)
             tensor = read(name)
-            merged = _merged(tensor, layer_of[name], loaded) if name in layer_of else tensor
+            merged = _merged(tensor, pieces[name], loaded) if name in pieces else tensor
             _refuse_overflow(name, merged, narrow := merged.to(dtype))
             return narrow
 
         write_stream(job.out, infos, produce, _metadata(header, loaded))
-    present = set(layer_of.values())
-    return [_report(item, present) for item in loaded]
+    present = {piece.key for own in pieces.values() for piece in own}
+    biased = {piece.key for own in pieces.values() for piece in own if piece.parameter == "bias"}
+    return [_report(item, present, biased) for item in loaded]
 
 
-def _merged(weight: Tensor, key: LayerKey, loaded: Sequence[_Loaded]) -> Tensor:
-    """`weight` plus every network's change of it, in float32 or wider; `weight` itself if none touches it."""
-    total: Tensor | None = None
-    # torch promotes no 8-bit floats, so the wide dtype is named.
-    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    pristine = weight.to(wide) if weight.is_floating_point() else weight
-    for item in loaded:
-        layer = item.network.layers.get(key)
-        if layer is None:
+def _merged(tensor: Tensor, pieces: Sequence[Piece], loaded: Sequence[_Loaded]) -> Tensor:
+    """A checkpoint's tensor with every network's change of its pieces, in float32 or wider; itself if none has one."""
+    whole: Tensor | None = None
+    for piece in pieces:
+        wanted = [item for item in loaded if _changes(item.network.layers.get(piece.key), piece)]
+        if not wanted:
             continue
-        strength = item.use.unet if key.part == UNET else item.use.te
-        try:
-            with torch.no_grad():
-                change = layer.delta(pristine)
-        except ShapeMismatch as error:
-            item.mismatched.append(f"{key}: {error}")
-            continue
-        item.matched += 1
-        total = (pristine if total is None else total) + strength * change
-    return weight if total is None else total
+        if whole is None:  # torch promotes no 8-bit floats, so the wide dtype is named
+            whole = tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32, copy=True)
+        part = _view(whole, piece)
+        shares = [share for item in wanted if (share := _share(item, piece, part)) is not None]
+        with torch.no_grad():
+            part.copy_(weights.merged(part, shares))
+    return tensor if whole is None else whole
+
+
+def _changes(layer: Layer | None, piece: Piece) -> bool:
+    return layer is not None and (layer.changes_bias if piece.parameter == "bias" else layer.changes_weight)
+
+
+def _view(whole: Tensor, piece: Piece) -> Tensor:
+    part = whole if piece.rows is None else whole[piece.rows[0] : piece.rows[1]]
+    return part.t() if piece.transposed and part.dim() == 2 else part
+
+
+def _share(item: _Loaded, piece: Piece, part: Tensor) -> Share | None:
+    """What a network gives to a piece; None, and a note, if it does not fit."""
+    key = piece.key
+    share = Share(item.network.layers[key], item.strength(key), bias=piece.parameter == "bias")
+    try:
+        with torch.no_grad():
+            weights.merged(part, [share])
+    except ShapeMismatch as error:
+        item.mismatched[key] = str(error)
+        return None
+    item.matched.add(key)
+    return share
 
 
 def _refuse_overflow(name: str, wide: Tensor, narrow: Tensor) -> None:
@@ -157,15 +185,18 @@ def _refuse_input_as_output(job: MergeJob) -> None:
             raise BadConfig(f"the output {job.out} is one of the inputs; choose another name with -o")
 
 
-def _check_versions(job: MergeJob, header: Header, loaded: Sequence[_Loaded], layer_of: Mapping[str, LayerKey]) -> None:
+def _check_versions(job: MergeJob, header: Header, loaded: Sequence[_Loaded], pieces: Pieces) -> None:
     """Refuse before anything is written what cannot fit."""
-    if any(name.startswith("conditioner.") for name in header.tensors):
-        raise WrongBaseModel(f"{job.checkpoint} is an {title(SDXL)} checkpoint; choose one of {title(SD1)}")
-    if not layer_of:
-        raise WrongBaseModel(f"{job.checkpoint} has no layer of a Stable Diffusion model; choose a full checkpoint")
-    shape_of = {key: header.tensors[name].shape for name, key in layer_of.items()}
+    if not pieces:
+        raise WrongBaseModel(
+            f"{job.checkpoint} has no layer of a Stable Diffusion model ({title(SD1)}, {title(SD2)} or {title(SDXL)}); "
+            "choose a full checkpoint"
+        )
+    version = _version_of(pieces)
     for item in loaded:
-        if not any(_fits(layer, shape_of.get(key)) for key, layer in item.network.layers.items()):
+        for_these = base_versions(item.network)
+        wrong = bool(for_these) and version not in for_these
+        if wrong or not any(_fits(item, piece, header, name) for name, own in pieces.items() for piece in own):
             made_for = title(base_version(item.network))
             raise WrongBaseModel(
                 f"no layer of {item.use.path} fits {job.checkpoint}: it was made for {made_for}, or for another size "
@@ -173,15 +204,21 @@ def _check_versions(job: MergeJob, header: Header, loaded: Sequence[_Loaded], la
             )
 
 
-def _fits(layer: Layer, shape: tuple[int, ...] | None) -> bool:
-    if shape is None:
+def _version_of(pieces: Pieces) -> str:
+    """SD1, SD2 or SDXL, by the text encoders' names; by the depth of the UNet's transformers without any."""
+    if any(name.startswith(("conditioner.", "text_encoder_2.")) or ".label_emb." in name for name in pieces):
+        return SDXL
+    wide = any(name.startswith("cond_stage_model.model.") for name in pieces)
+    deep = any(piece.key.path.startswith("text_model.encoder.layers.12.") for own in pieces.values() for piece in own)
+    return SD2 if wide or deep else SD1
+
+
+def _fits(item: _Loaded, piece: Piece, header: Header, name: str) -> bool:
+    layer = item.network.layers.get(piece.key)
+    if not _changes(layer, piece):
         return False
-    try:
-        with torch.no_grad():
-            layer.delta(torch.zeros(shape))
-    except ShapeMismatch:
-        return False
-    return True
+    ones = torch.ones(header.tensors[name].shape)  # some types divide by norms of the weight, so not zeros
+    return _share(_Loaded(item.use, item.network), piece, _view(ones, piece)) is not None
 
 
 def _metadata(header: Header, loaded: Sequence[_Loaded]) -> dict[str, str]:
@@ -191,6 +228,13 @@ def _metadata(header: Header, loaded: Sequence[_Loaded]) -> dict[str, str]:
     return {**kept, "lorakit_merged": json.dumps(merged, ensure_ascii=False)}
 
 
-def _report(item: _Loaded, present: set[LayerKey]) -> NetworkReport:
-    unmatched = tuple(str(key) for key in item.network.layers if key not in present)
-    return NetworkReport(item.use.path, item.matched, unmatched, tuple(item.mismatched), item.network.unknown)
+def _report(item: _Loaded, present: set[LayerKey], biased: set[LayerKey]) -> NetworkReport:
+    layers = item.network.layers
+    for key, layer in layers.items():
+        if layer.changes_bias and key in present and key not in biased:
+            item.mismatched.setdefault(key, "the network changes a bias that the checkpoint does not have")
+    unmatched = tuple(str(key) for key in layers if key not in present)
+    wrong = tuple(f"{key}: {why}" for key, why in item.mismatched.items())
+    return NetworkReport(
+        item.use.path, len(item.matched - item.mismatched.keys()), unmatched, wrong, item.network.unknown
+    )

@@ -19,11 +19,13 @@ from lib_lora.networks.network import Network
 from lib_lora.tools.merge import MergeJob, NetworkUse, merge, parse_use
 
 Q = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+CROSS = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 PROJ = "model.diffusion_model.middle_block.1.proj_in.weight"
 CONV = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
 TEXT = "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
 KEYS = {
     Q: LayerKey("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"),
+    CROSS: LayerKey("unet", "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"),
     PROJ: LayerKey("unet", "mid_block.attentions.0.proj_in"),
     CONV: LayerKey("unet", "down_blocks.0.resnets.0.conv1"),
     TEXT: LayerKey("te1", "text_model.encoder.layers.0.mlp.fc1"),
@@ -35,6 +37,7 @@ def base() -> dict[str, Tensor]:
     torch.manual_seed(0)
     return {
         Q: torch.randn(16, 16).half(),
+        CROSS: torch.randn(16, 768).half(),  # as wide as SD1's text states: tells a network's base model
         PROJ: torch.randn(16, 16, 1, 1).half(),
         CONV: torch.randn(16, 16, 3, 3).half(),
         TEXT: torch.randn(32, 16).half(),
@@ -67,7 +70,7 @@ def files(tmp_path: Path, base: dict[str, Tensor]) -> Path:
 def test_one_rounding_from_pristine(files: Path, base: dict[str, Tensor]) -> None:
     uses = [NetworkUse(files / "n1.safetensors", 0.5, 0.8), NetworkUse(files / "n2.safetensors", -1.0, -1.0)]
     reports = merge(MergeJob(files / "base.safetensors", uses, files / "out.safetensors"))
-    assert [(r.matched, r.unmatched, r.mismatched, r.unknown) for r in reports] == [(4, (), (), ())] * 2
+    assert [(r.matched, r.unmatched, r.mismatched, r.unknown) for r in reports] == [(5, (), (), ())] * 2
     out = read_tensors(files / "out.safetensors")
     assert out.keys() == base.keys()
     for name, weight in base.items():
@@ -103,8 +106,9 @@ def test_dtype_is_for_weights_only(files: Path, base: dict[str, Tensor]) -> None
     merged = read_tensors(out)
     assert {t.dtype for n, t in merged.items() if n.endswith("weight")} == {torch.float32}
     assert merged["alphas_cumprod"].dtype == torch.float64
-    change = network(1, base).layers[KEYS[Q]].delta(base[Q].float()).detach()
-    assert torch.equal(merged[Q], base[Q].float() + change)
+    exact = base[Q].double() + network(1, base).layers[KEYS[Q]].delta(base[Q].double()).detach()
+    # Sums in float32, in an order of the matrix product's own: two units in the last place.
+    torch.testing.assert_close(merged[Q].double(), exact, rtol=2**-22, atol=2**-22)
 
 
 def test_inputs_are_never_overwritten(files: Path) -> None:
@@ -125,7 +129,7 @@ def test_layers_that_do_not_fit_are_reported(files: Path, base: dict[str, Tensor
     write_network(files / "mixed.safetensors", Network("mixed", layers))
     job = MergeJob(files / "base.safetensors", [NetworkUse(files / "mixed.safetensors")], files / "out.safetensors")
     (report,) = merge(job)
-    assert report.matched == 3
+    assert report.matched == 4
     assert report.unmatched == ("unet:conv_in",)
     assert len(report.mismatched) == 1
     assert report.mismatched[0].startswith("te1:")
@@ -141,6 +145,59 @@ def test_a_network_for_another_model_is_refused_before_writing(files: Path) -> N
     with pytest.raises(WrongBaseModel, match="made for SDXL"):
         merge(job)
     assert not (files / "out.safetensors").exists()
+
+
+IN_PROJ = "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight"
+IN_BIAS = "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_bias"
+PROJECTION = "conditioner.embedders.1.model.text_projection"
+ENTRY = "model.diffusion_model.input_blocks.0.0.weight"
+DEEP = "model.diffusion_model.middle_block.1.transformer_blocks.9.attn2.to_k.weight"
+
+
+def test_sdxl_fused_projections_biases_and_an_inpainting_entry(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    base = {
+        IN_PROJ: torch.randn(24, 8),
+        IN_BIAS: torch.randn(24),
+        PROJECTION: torch.randn(8, 6),
+        ENTRY: torch.randn(16, 9, 3, 3),
+        DEEP: torch.randn(16, 2048),
+    }
+    v = "lora_te2_text_model_encoder_layers_0_self_attn_v_proj"
+    changes = {
+        f"{v}.lora_up.weight": torch.randn(8, 2),
+        f"{v}.lora_down.weight": torch.randn(2, 8),
+        f"{v}.diff_b": torch.randn(8),
+        "lora_te2_text_projection.diff": torch.randn(6, 8),
+        "lora_unet_input_blocks_0_0.diff": torch.randn(16, 4, 3, 3),
+        "lora_unet_middle_block_1_transformer_blocks_9_attn2_to_k.diff": torch.randn(16, 2048),
+    }
+    write_tensors(tmp_path / "base.safetensors", base)
+    write_tensors(tmp_path / "net.safetensors", changes)
+    use = NetworkUse(tmp_path / "net.safetensors", 0.5, 2.0)
+    (report,) = merge(MergeJob(tmp_path / "base.safetensors", [use], tmp_path / "out.safetensors"))
+    assert (report.matched, report.unmatched, report.mismatched, report.unknown) == (4, (), (), ())
+    out = read_tensors(tmp_path / "out.safetensors")
+    wanted = {name: tensor.clone() for name, tensor in base.items()}
+    wanted[IN_PROJ][16:] += 0.5 * changes[f"{v}.lora_up.weight"] @ changes[f"{v}.lora_down.weight"]
+    wanted[IN_BIAS][16:] += 0.5 * changes[f"{v}.diff_b"]
+    wanted[PROJECTION] += 0.5 * changes["lora_te2_text_projection.diff"].T
+    wanted[ENTRY][:, :4] += 2 * changes["lora_unet_input_blocks_0_0.diff"]
+    wanted[DEEP] += 2 * changes["lora_unet_middle_block_1_transformer_blocks_9_attn2_to_k.diff"]
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(out[name], tensor)
+        assert not torch.equal(out[name], base[name])
+    assert torch.equal(out[IN_PROJ][:16], base[IN_PROJ][:16]) and torch.equal(out[ENTRY][:, 4:], base[ENTRY][:, 4:])
+
+
+def test_a_bias_the_checkpoint_lacks_is_told(files: Path, base: dict[str, Tensor]) -> None:
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    change = {f"{name}.diff": torch.ones(16, 16), f"{name}.diff_b": torch.ones(16)}
+    write_tensors(files / "b.safetensors", change)
+    job = MergeJob(files / "base.safetensors", [NetworkUse(files / "b.safetensors")], files / "out.safetensors")
+    (report,) = merge(job)
+    assert report.matched == 0 and "bias" in report.mismatched[0]
+    assert torch.equal(read_tensors(files / "out.safetensors")[Q], base[Q] + 1)
 
 
 @pytest.mark.parametrize(
@@ -171,10 +228,10 @@ class TestCommandLine:
         arguments = ["merge", str(files / "base.safetensors"), f"{files / 'n1.safetensors'}:0.5", "-o", str(out)]
         assert main([*arguments, "--dtype", "fp32", "--json"]) == 0
         report = json.loads(capsys.readouterr().out)
-        assert report["networks"][0]["matched"] == 4
+        assert report["networks"][0]["matched"] == 5
         assert out.is_file()
         assert main([*arguments]) == 0
-        assert "4 layers merged" in capsys.readouterr().out
+        assert "5 layers merged" in capsys.readouterr().out
 
     def test_bad_input_is_one_clear_line(self, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["merge", str(files / "base.safetensors"), "no-such", "-o", str(files / "o")]) == 2
