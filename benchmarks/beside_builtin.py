@@ -53,7 +53,7 @@ TYPES: dict[str, tuple[str, str, dict[str, Any], float, bool]] = {
     "lokr dora": ("lokr", "LokrModule", {"lora_dim": 4, "alpha": 2, "factor": 4, "weight_decompose": True}, 0.1, False),
     "ia3 out": ("ia3", "IA3Module", {}, 0.1, True),
     "ia3 in": ("ia3", "IA3Module", {"train_on_input": True}, 0.1, True),
-    "full": ("full", "FullModule", {}, 0.01, True),
+    "full": ("full", "FullModule", {}, 0.002, True),
     "glora": ("glora", "GLoRAModule", {"lora_dim": 4, "alpha": 2}, 0.06, False),
     "oft": ("diag_oft", "DiagOFTModule", {"lora_dim": 4}, 0.05, False),
     "oft constrained": ("diag_oft", "DiagOFTModule", {"lora_dim": 4, "constraint": 0.01}, 0.05, False),
@@ -106,16 +106,23 @@ def make(kind: str, checkpoint: Path, folder: Path) -> tuple[Path, Path]:
                 # Magnitudes start at the base's own and change a little; all else gets small numbers.
                 kept = own.endswith(("dora_scale", "rescale"))
                 parameter.copy_(parameter * (1 + noise) if kept else noise)
-            state = layer.custom_state_dict() if hasattr(layer, "custom_state_dict") else None
-            state = state or layer.state_dict()
+            state = layer.custom_state_dict() or layer.state_dict()
+            if module_name == "full":  # theirs takes the base off once more unless it stands in the base's place
+                state = {name: t for name, t in (("diff", layer.weight), ("diff_b", layer.bias)) if t is not None}
             # The file's precision is what both programs read, so the reference uses it too.
             layer.load_state_dict({n: t.float().to(dtype) for n, t in layer.state_dict().items()})
             tensors[name] = weight_of_forward(layer, tensors[name], dtype).float().contiguous()
+            if bias is not None:
+                answer = layer(torch.zeros(1, *base.weight.shape[1:], dtype=dtype))  # type: ignore[index, union-attr]
+                tensors[name.removesuffix("weight") + "bias"] = answer.flatten(1)[0, :: answer[0, 0].numel()].float()
         for tensor_name, tensor in state.items():
             if not tensor_name.startswith("org_module"):
                 network[f"{PREFIXES[key.part]}{key.flat}.{tensor_name}"] = tensor.detach().float().contiguous()
     stem = kind.replace(" ", "_")
-    path, reference = folder / "models" / "Lora" / f"{stem}.safetensors", checkpoint.with_name(f"ref_{stem}.safetensors")
+    path, reference = (
+        folder / "models" / "Lora" / f"{stem}.safetensors",
+        checkpoint.with_name(f"ref_{stem}.safetensors"),
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(network, str(path))
     save_file(tensors, str(reference))
