@@ -346,3 +346,17 @@ def test_sampling_sees_each_steps_weights(
         torch.testing.assert_close(held, plain[Q] + strength * delta)
     torch.testing.assert_close(texts[0], (plain[FC] + 0.5 * layers[FC].delta(plain[FC])).detach())
     assert all(torch.equal(weight(model, key), plain[key]) for key in plain)
+
+
+def test_a_network_that_fits_several_models_is_applied_to_each(
+    make_tiny: Callable[[int], DiffusersModel], tmp_path: Path
+) -> None:
+    model = make_tiny(8)
+    write(tmp_path / "selfish.safetensors", model, 3, [Q])  # a self-attention: SD1 and SD2 have it, SDXL has not
+    for version, applied in (("sd1", 1), ("sd2", 1), ("sdxl", 0)):
+        model.version = version
+        runtime = Runtime(NetworkLibrary([tmp_path]))
+        report = runtime.activate(model, [NetworkRequest("selfish")])
+        assert sum(n.applied for n in report.networks) == applied, version
+        assert bool(report.errors) == (applied == 0)
+        runtime.deactivate()

@@ -26,7 +26,7 @@ def compvis_to_parts(state: Mapping[str, Tensor]) -> Parts:
         if hit is None or hit[1] not in ("weight", "bias"):
             continue
         key, parameter = hit
-        if key.part == VAE and key.path in CONV_IN_LDM and tensor.ndim == 4:
+        if key.part == VAE and key.path in CONV_IN_LDM and tensor.shape[2:] == (1, 1):
             tensor = tensor[:, :, 0, 0]  # 1x1 convolution -> Linear
         parts[key.part][f"{key.path}.{parameter}"] = tensor
     missing = [part for part, content in parts.items() if not content]
@@ -50,7 +50,7 @@ def parts_to_compvis(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Ten
             ldm = diffusers_to_ldm(part, path)
             if ldm is None:
                 raise BadFile(f"{part} has a tensor {name!r} that no SD1 model has; only SD1 can be converted")
-            if part == VAE and path in CONV_IN_LDM and parameter == "weight":
+            if part == VAE and path in CONV_IN_LDM and parameter == "weight" and tensor.ndim == 2:
                 tensor = tensor[:, :, None, None]
             state[f"{COMPVIS_PREFIXES[part]}{ldm}.{parameter}"] = tensor
     return state

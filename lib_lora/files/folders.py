@@ -31,6 +31,11 @@ class Entry:
     changed: int = 0
 
     @property
+    def suffix(self) -> str:
+        """The file's suffix as it is written."""
+        return self.path.name[len(self.name) :]
+
+    @property
     def stamp(self) -> Stamp:
         """What tells one state of the file from another."""
         return self.mtime, self.size, self.changed
@@ -38,9 +43,9 @@ class Entry:
 
 @dataclass
 class _Folder:
-    """A folder as it was listed last; `mtime` is 0 for one that does not exist (yet)."""
+    """A folder as it was listed last; `mtime` is None for one that does not exist (yet)."""
 
-    mtime: int
+    mtime: int | None
     identity: object
     settled: bool
     files: list[Entry]
@@ -100,10 +105,10 @@ def suffix_of(name: str) -> str:
     return suffix if suffix.lower() in SUFFIXES else ""
 
 
-def _list(root: Path, path: str, mtime: int, identity: object) -> _Folder:
+def _list(root: Path, path: str, mtime: int | None, identity: object) -> _Folder:
+    if mtime is None:
+        return _Folder(mtime, identity, True, [], [])
     folder = _Folder(mtime, identity, time.time_ns() - mtime > _SETTLED, [], [])
-    if not mtime:
-        return folder
     within = os.path.relpath(path, root).replace(os.sep, "/")
     prefix = "" if within == "." else f"{within}/"
     try:
@@ -133,10 +138,10 @@ def _second_half(name: str, names: set[str]) -> bool:
     return name.endswith(".text_encoder.pt") and name.removesuffix(".text_encoder.pt") + ".pt" in names
 
 
-def _stat(path: str) -> tuple[int, object]:
-    """A folder's mtime (0 if there is none) and what tells it from others, by whatever path one came."""
+def _stat(path: str) -> tuple[int | None, object]:
+    """A folder's mtime (None if there is none) and what tells it from others, by whatever path one came."""
     try:
         about = os.stat(path)
     except OSError:
-        return 0, path
+        return None, path
     return about.st_mtime_ns, (about.st_dev, about.st_ino) if about.st_ino else os.path.realpath(path)

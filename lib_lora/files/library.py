@@ -35,12 +35,12 @@ class _Listing:
         best: dict[str, Entry] = {}
         for entry in files:
             rival = best.setdefault(entry.relative, entry)
-            if rival.path.parent == entry.path.parent and _rank(entry) < _rank(rival):
+            if rival is not entry and rival.path.parent == entry.path.parent and _rank(entry) < _rank(rival):
                 best[entry.relative] = entry
         shown = tuple(best[relative] for relative in sorted(best))
         whole: dict[str, Entry] = {}
         for entry in files:
-            whole.setdefault(entry.relative + entry.path.suffix, entry)
+            whole.setdefault(entry.relative + entry.suffix, entry)
         names = [(entry.name, entry) for entry in shown]
         names += [(entry.path.name, entry) for entry in whole.values()]
         paths = {**whole, **best}
@@ -184,12 +184,13 @@ def _only(wanted: str, hits: Sequence[Entry]) -> Entry | None:
 def _table(named: Iterable[tuple[str, Entry]]) -> Table:
     table: dict[str, tuple[Entry, ...]] = {}
     for name, entry in named:
-        table[name] = (*table.get(name, ()), entry)
+        others = table.get(name)
+        table[name] = (entry,) if others is None else (*others, entry)
     return table
 
 
 def _rank(entry: Entry) -> int:
-    return SUFFIXES.index(entry.path.suffix.lower())
+    return SUFFIXES.index(entry.suffix.lower())
 
 
 def _fold(name: str) -> str:

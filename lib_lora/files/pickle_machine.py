@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from lib_lora.files.header import Fault, Unsafe, short
 
-MAX_STEPS = 2_000_000  # a checkpoint of 5,000 tensors takes 250,000; each step may cost about 100 bytes
+MAX_STEPS = 1_000_000  # a checkpoint of 5,000 tensors takes 250,000; each step may cost about 100 bytes
 MAX_TEXT = 1 << 20
 _MARK = object()
 

@@ -27,7 +27,8 @@ _MAPPINGS = frozenset({"collections.OrderedDict", "collections.defaultdict", "co
 # Things beside the weights that training programs leave in a checkpoint. Recorded, like all names, never looked up.
 _HARMLESS = {"torch.Size", "torch.device", "torch.Tensor", "torch.nn.parameter.Parameter", "_codecs.encode"}
 _HARMLESS |= {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("int", "list", "dict", "set")}
-_HARMLESS |= {f"{module}.multiarray.scalar" for module in ("numpy.core", "numpy._core")} | {"numpy.dtype"}
+_HARMLESS |= {f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")}
+_HARMLESS |= {"numpy.dtype", "numpy.ndarray"}
 _HARMLESS |= {"pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"}
 ALLOWED = {_TENSOR, _TENSOR1, _TENSOR3, _TYPED, *_WRAPPERS, *_MAPPINGS, *_HARMLESS, "torch.storage.UntypedStorage"} | {
     f"torch.{name}" for name in (*_STORAGES, *_DTYPES)

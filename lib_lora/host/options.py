@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lib_lora.host.builtin import BuiltinLora
 from lib_lora.host.detect import Webui
 
 APPLY = "lorakit_apply"
@@ -57,8 +58,9 @@ BUILTIN: dict[str, tuple[Any, str, str | None, dict[str, Any], str]] = {
 class Settings:
     """What the user chose. Each is looked up when asked for: settings change between two pictures."""
 
-    def __init__(self, webui: Webui) -> None:
+    def __init__(self, webui: Webui, builtin: BuiltinLora) -> None:
         self.webui = webui
+        self.builtin = builtin
 
     def add(self, names: Callable[[], Sequence[str]], changed: Callable[[], None]) -> None:
         """Add our settings, and those of the built-in that are missing. `names` are the networks to choose from.
@@ -73,7 +75,8 @@ class Settings:
 
         if "sd_lora" not in shared.opts.data_labels:
             choices = lambda: {"choices": [NONE, *names()]}  # noqa: E731 - asked anew whenever the page is built
-            option = shared.OptionInfo(NONE, "Add network to prompt", component("Dropdown"), choices, section=THEIRS)
+            option = shared.OptionInfo(NONE, "Add network to prompt", component("Dropdown"), choices, refresh=names)
+            option.section = THEIRS
             shared.opts.add_option("sd_lora", option)
         for key, (default, label, kind, arguments, info) in BUILTIN.items():
             if key not in shared.opts.data_labels:
@@ -88,7 +91,7 @@ class Settings:
     @property
     def functional(self) -> bool:
         """The built-in's option to apply networks during each layer's forward, as another extension once did."""
-        return bool(self._get("lora_functional", False))
+        return bool(self._get("lora_functional", False)) and self.builtin.enabled
 
     @property
     def added_network(self) -> str | None:

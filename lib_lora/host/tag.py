@@ -51,7 +51,7 @@ class LoraTag:
         self.host = host
         self.runtime = runtime
         self.catalog = catalog
-        self.settings = Settings(host.webui)
+        self.settings = Settings(host.webui, host.builtin)
         self.neighbours = Neighbours(host.webui)
         self.embeddings = BundledEmbeddings(host.webui, lambda: self.settings.embedding_hashes)
         self._pass: _Pass | None = None
@@ -109,7 +109,6 @@ class LoraTag:
             self._pass = now = dataclasses.replace(now, model=self.host.patchable())
             self._apply(now)
         except Exception as error:
-            self._pass = None  # once is enough
             self._failed(now.p, error)
 
     def step(self, params: Any) -> None:
@@ -128,7 +127,6 @@ class LoraTag:
                 if self.runtime.advance(now.model, moment) is not None:
                     self._publish(now, moment)
         except Exception as error:
-            self._pass = None
             self._failed(now.p, error)
 
     def _begin(self, p: Any, params_list: Sequence[Any], model: Any) -> None:
@@ -164,7 +162,7 @@ class LoraTag:
             try:
                 requests.append(parse_arguments(words, presets))
             except LoraError as error:
-                p.comment(f"<lora:{':'.join(words)}> is left out: {error}")
+                p.comment(str(error))
         return requests
 
     def _hand_over(self, p: Any, params_list: Sequence[Any], why: str) -> None:
@@ -185,7 +183,7 @@ class LoraTag:
             theirs.activate(p, list(params_list))
 
     def _failed(self, p: Any, error: Exception) -> None:
-        self.restore()
+        self.restore()  # ends the pass as well: to be told once is enough
         self._drop_stale_texts(p, object())
         p.comment(f"no network was applied: {error}")
         if not isinstance(error, LoraError):

@@ -39,7 +39,6 @@ class _Backup:
         """Whether nobody has put other weights in since: same object, not written by e.g. `load_state_dict`."""
         return parameter is not None and self.parameter() is parameter and self.version == _version(parameter)
 
-
     @classmethod
     def of(cls, parameter: nn.Parameter, weight: Tensor | None) -> _Backup:
         """For a parameter as it is now. Its end, on the way to the meta device say, frees the original at once."""

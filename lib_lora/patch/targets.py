@@ -61,9 +61,10 @@ class Target:
 
     def fault(self) -> str | None:
         """Why nothing can be written here, with what to do; None if something can."""
-        held = self.parameter if self.parameter is not None else getattr(self.module, "weight", None)
-        if not isinstance(held, Tensor):
-            return "the model has no such weight; load the checkpoint again"
+        if self.name not in self.module._parameters:
+            return "something computes this weight from others; switch off what changed the model, then load it again"
+        held = self.parameter if self.parameter is not None else self.module.weight  # the bias is to be made
+        assert isinstance(held, Tensor)
         if held.is_meta:
             return "the weight is not in memory; load the checkpoint again"
         if held.dtype not in WRITABLE:

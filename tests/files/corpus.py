@@ -37,7 +37,8 @@ CONVOLUTIONS |= {"conv_in": (16, 4, 3, 3)}
 FUSED = ("q_proj", "k_proj", "v_proj")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 DTYPES += [torch.int64, torch.int32, torch.uint8, torch.bool]
-DTYPES += [getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name)]
+EIGHT_BIT = [getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name)]
+DTYPES += EIGHT_BIT  # torch 2.1 cannot pickle them
 SPECIAL = [0.0, -0.0, -1.0, 1e-45, 1e-8, 6e4, 7e4, 1e20, 3e38, -3e38, float("inf"), float("-inf"), float("nan")]
 SIZES = [0, 1, 2, 3, 4, 8, 9, 15, 16, 17, 768, 4096]
 FORMS = ("safetensors", "zip", "older")
@@ -65,7 +66,8 @@ class Seed:
             path.write_bytes(head + b"".join(tensor_bytes(self.tensors[name]) for name in order))
         else:
             path = path.with_suffix(".pt")
-            content = list(self.tensors.values()) if self.as_list else self.tensors
+            tensors = {name: t.half() if t.dtype in EIGHT_BIT else t for name, t in self.tensors.items()}
+            content = list(tensors.values()) if self.as_list else tensors
             torch.save(content, path, _use_new_zipfile_serialization=self.form == "zip")
         return path
 

@@ -108,3 +108,13 @@ def test_an_incomplete_checkpoint_is_refused_with_what_is_missing(compvis: dict[
 def test_a_foreign_tensor_is_named() -> None:
     with pytest.raises(BadFile, match=r"add_embedding\.linear_1\.weight"):
         parts_to_compvis({"unet": {"add_embedding.linear_1.weight": torch.zeros(1)}})
+
+
+def test_misshapen_convolutions_are_left_for_the_model_to_refuse(compvis: dict[str, Tensor]) -> None:
+    name = "first_stage_model.decoder.mid.attn_1.q.weight"
+    for shape in ((64, 64, 0, 1), (64, 64, 3, 3), (64,)):
+        parts = compvis_to_parts({**compvis, name: torch.zeros(shape)})
+        converted = next(t for n, t in parts["vae"].items() if n.endswith("decoder.mid_block.attentions.0.to_q.weight"))
+        assert converted.shape == shape
+        back = parts_to_compvis({"vae": {"decoder.mid_block.attentions.0.to_q.weight": torch.zeros(shape)}})
+        assert back[name].shape == shape

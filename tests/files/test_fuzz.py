@@ -1,4 +1,4 @@
-"""Damaged files of every dialect and type: read or refused by name, never a crash, and the model comes back bit for bit.
+"""Damaged files of every dialect and type: read or refused by name, no crash, and the model comes back bit for bit.
 
 `python -m benchmarks.fuzz` does the same for as long as one likes.
 """

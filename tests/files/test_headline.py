@@ -93,6 +93,15 @@ def test_a_large_header_is_not_parsed_whole(tmp_path: Path, monkeypatch: pytest.
     assert read_headline(path).layers == 264
 
 
+def test_long_metadata_do_not_hide_the_layers(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors: dict[str, Tensor] = {}
+    for i in range(32):
+        tensors |= layer(f"lora_te2_text_model_encoder_layers_{i}_self_attn_q_proj", pair(1280))
+    write_tensors(path, tensors, {"ss_tag_frequency": "ü猫" * 500_000, "ss_output_name": "x"})
+    assert read_headline(path) == Headline("x", "sdxl", "lora", 32)
+
+
 def test_unusual_headers_are_read_in_full(tmp_path: Path) -> None:
     entries = {
         f"{FLAT}.lora_down.weight": {"data_offsets": [0, 3072], "shape": [1, 768], "dtype": "F32"},

@@ -267,6 +267,12 @@ def test_a_folder_that_cannot_be_listed_costs_only_itself(
     assert "closed" in caplog.text and "Permission denied" in caplog.text
 
 
+def test_a_folder_from_the_first_of_january_1970_is_there(tmp_path: Path) -> None:
+    put(tmp_path / "x.safetensors")
+    os.utime(tmp_path, (0, 0))
+    assert NetworkLibrary([tmp_path]).names() == ["x"]
+
+
 def test_what_is_no_file_is_no_network(tmp_path: Path) -> None:
     put(tmp_path / "folder.safetensors" / "x.safetensors")
     if hasattr(os, "mkfifo"):
@@ -285,6 +291,26 @@ def test_a_file_overwritten_in_place_tells_its_new_alias(tmp_path: Path) -> None
     assert library.find("two").path == path
     with pytest.raises(NetworkNotFound):
         library.find("one")
+
+
+def test_an_alias_that_its_file_no_longer_has_finds_nothing(tmp_path: Path) -> None:
+    path, other = put(tmp_path / "x.safetensors", "one"), put(tmp_path / "other" / "y.safetensors", "two")
+    age(tmp_path, tmp_path / "other")
+    library = NetworkLibrary([tmp_path])
+    assert library.find("one").path == path
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(NetworkNotFound):
+        library.find("one")
+
+
+def test_a_file_written_within_the_same_tick_of_a_coarse_clock_is_listed(tmp_path: Path) -> None:
+    put(tmp_path / "x.safetensors")
+    library = NetworkLibrary([tmp_path])
+    assert library.names() == ["x"]
+    tick = os.stat(tmp_path)
+    put(tmp_path / "y.safetensors")
+    os.utime(tmp_path, ns=(tick.st_atime_ns, tick.st_mtime_ns))
+    assert library.names() == ["x", "y"]
 
 
 def test_files_are_found_by_a_known_hash(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_faults_are_named_with_the_file(tmp_path: Path, content: bytes, fault: s
         assert tracemalloc.get_traced_memory()[1] < 100 * len(content) + (1 << 20)
     finally:
         tracemalloc.stop()
-    assert fault in str(caught.value)
+    assert fault in str(caught.value).replace(str(path), "")
     assert len(str(caught.value)) < 600
 
 

@@ -2,125 +2,192 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from lib_lora.errors import WrongBaseModel
-from lib_lora.files.library import NetworkLibrary
-from lib_lora.host.builtin import BuiltinLora
 from lib_lora.host.tag import LoraTag
-from lib_lora.host.webui import WebuiHost
-from lib_lora.runtime import Runtime
-
-
-def _params(*items: Any) -> SimpleNamespace:
-    return SimpleNamespace(items=list(items))
-
-
-@pytest.fixture
-def picture() -> Any:
-    comments: list[str] = []
-    p = SimpleNamespace(comments=comments, comment=comments.append, extra_generation_params={}, all_prompts=["a"])
-    p.cached_c, p.cached_uc = ["key", "states"], ["key", "states"]
-    return p
-
-
-@pytest.fixture
-def tag(webui: Any, tmp_path: Path) -> LoraTag:
-    host = WebuiHost(webui, BuiltinLora(webui))
-    folder = tmp_path / "Lora"
-    folder.mkdir()
-    conv_in = {"lora_down.weight": torch.ones(2, 4, 3, 3), "lora_up.weight": torch.ones(8, 2, 1, 1)}
-    save_file(
-        {f"lora_unet_conv_in.{name}": tensor for name, tensor in conv_in.items()}, str(folder / "loud.safetensors")
-    )
-    made = LoraTag(host, Runtime(NetworkLibrary([folder])))
-    host.restore = made.restore
-    return made
-
-
-def _weight(webui: Any) -> Any:
-    return webui.shared.sd_model.model.diffusion_model.input_blocks[0][0].weight
+from tests.host.fakes import at, params, weight
 
 
 def test_applies_reports_and_restores_bit_for_bit(webui: Any, tag: LoraTag, picture: Any) -> None:
-    original = _weight(webui).detach().clone()
-    tag.activate(picture, [_params("loud", "0.5")])
-    assert torch.allclose(_weight(webui), original + 0.5 * 2)
+    original = weight(webui).detach().clone()
+    tag.activate(picture, [params("loud", "0.5")])
+    assert torch.allclose(weight(webui), original + 0.5 * 2)
     assert picture.comments == ["loud: 1 layers applied"]
     assert picture.extra_generation_params["LoRA layers"] == "loud 1 of 1"
     tag.activate(picture, [])
-    assert torch.equal(_weight(webui), original)
+    assert torch.equal(weight(webui), original)
+    assert "LoRA layers" not in picture.extra_generation_params
 
 
-def test_cached_texts_are_dropped_when_and_only_when_something_changed(tag: LoraTag, picture: Any) -> None:
-    tag.activate(picture, [_params("loud")])
+def test_cached_texts_are_dropped_when_and_only_when_something_changed(tag: LoraTag, picture: Any, loud: Path) -> None:
+    tag.activate(picture, [params("loud")])
     assert picture.cached_c[0] is None and picture.cached_uc[0] is None
     picture.cached_c[0] = "new"
-    tag.activate(picture, [_params("loud")])
+    tag.activate(picture, [params("loud")])
     assert picture.cached_c[0] == "new"
-    path = tag.runtime.library.find("loud").path
-    path.write_bytes(path.read_bytes() + b"")
-    path.touch()
-    tag.activate(picture, [_params("loud")])
+    loud.touch()
+    tag.activate(picture, [params("loud")])
     assert picture.cached_c[0] is None
 
 
+def test_a_hires_pass_without_networks_keeps_the_cached_texts(tag: LoraTag, picture: Any) -> None:
+    tag.activate(picture, [])
+    picture.cached_c[0] = "new"
+    picture.is_hr_pass = True
+    tag.activate(picture, [])
+    assert picture.cached_c[0] == "new"
+
+
+def test_another_text_strength_in_the_hires_pass_drops_them(tag: LoraTag, picture: Any) -> None:
+    picture.cached_hr_c = ["key", "states"]
+    tag.activate(picture, [params("loud", "1", "hr=0.5")])
+    picture.cached_hr_c[0] = "new"
+    picture.is_hr_pass = True
+    tag.activate(picture, [params("loud", "1", "hr=0.5")])
+    assert picture.cached_hr_c[0] is None
+
+
 def test_a_bad_tag_and_a_missing_file_are_told_and_the_rest_is_applied(tag: LoraTag, picture: Any) -> None:
-    tag.activate(picture, [_params("loud", "much"), _params("nosuch"), _params("loud")])
+    tag.activate(picture, [params("loud", "much"), params("nosuch"), params("loud")])
     text = "\n".join(picture.comments)
     assert "<lora:loud:much>" in text and "'nosuch'" in text and "loud: 1 layers applied" in text
 
 
-def test_the_built_ins_setting_adds_its_network(webui: Any, tag: LoraTag, picture: Any) -> None:
+@pytest.mark.parametrize("console", [True, False])
+def test_a_missing_file_is_told_on_the_console_if_the_setting_says_so(
+    webui: Any, tag: LoraTag, picture: Any, caplog: pytest.LogCaptureFixture, console: bool
+) -> None:
+    webui.shared.opts.lora_not_found_warning_console = console
+    tag.activate(picture, [params("nosuch"), params("loud")])
+    assert ("Lora not found: nosuch" in caplog.text) == console
+
+
+def test_the_built_ins_setting_adds_its_network_once(webui: Any, tag: LoraTag, picture: Any) -> None:
     webui.shared.opts.sd_lora = "loud"
     webui.shared.opts.extra_networks_default_multiplier = 1.0
     tag.activate(picture, [])
+    picture.is_hr_pass = True
+    tag.activate(picture, [])
     assert picture.all_prompts == ["a<lora:loud:1.0>"] and "loud: 1 layers applied" in picture.comments
+    tag.activate(picture, [params("loud", "1.0")])
+    assert picture.extra_generation_params["LoRA layers"] == "loud 1 of 1"
 
 
-def test_an_unknown_model_is_handed_to_the_built_in_with_a_message(
-    webui: Any, builtin: Any, tag: LoraTag, picture: Any
-) -> None:
-    tag.host.builtin.take(tag)
-    original = _weight(webui).detach().clone()
-    tag.activate(picture, [_params("loud")])
-    webui.shared.sd_model.conditioner = object()
-    tag.host.model_loaded(webui.shared.sd_model)
-    params = [_params("loud")]
-    tag.activate(picture, params)
-    assert builtin.extra_network_lora.calls == [params]
-    assert "own Lora extension" in picture.comments[-1] and "SDXL" in picture.comments[-1]
-    assert torch.equal(_weight(webui), original)
+def test_the_cache_of_networks_has_the_size_of_the_setting(webui: Any, tag: LoraTag, picture: Any) -> None:
+    webui.shared.opts.lora_in_memory_limit = 0
+    tag.activate(picture, [params("loud")])
+    assert not tag.runtime._cache
+    webui.shared.opts.lora_in_memory_limit = 3
+    tag.activate(picture, [params("loud", "0.5")])
+    assert len(tag.runtime._cache) == 1
+
+
+def test_hashes_of_infotext_are_the_webuis(webui: Any, tag: LoraTag, picture: Any, loud: Path) -> None:
+    import hashlib
+
+    data = loud.read_bytes()
+    digest = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()[:12]
+    loud.rename(loud.with_name("loud, very.safetensors"))
+    tag.activate(picture, [params("loud, very"), params("nosuch")])
+    assert picture.extra_generation_params["Lora hashes"] == f"loud very: {digest}"
+    webui.shared.opts.lora_add_hashes_to_infotext = False
+    picture.extra_generation_params.clear()
+    tag.activate(picture, [params("loud, very")])
+    assert "Lora hashes" not in picture.extra_generation_params
+
+
+class TestWithTheBuiltIn:
+    def test_an_unknown_model_is_handed_to_it_with_a_message(
+        self, webui: Any, builtin: Any, tag: LoraTag, picture: Any
+    ) -> None:
+        tag.host.builtin.take(tag)
+        tag.activate(picture, [params("loud")])
+        del webui.shared.sd_model.model.diffusion_model.input_blocks
+        tag.host.model_loaded(webui.shared.sd_model)
+        params = [params("loud")]
+        tag.activate(picture, params)
+        assert builtin.extra_network_lora.calls == [params]
+        assert "the webui's own extension" in picture.comments[-1] and "UNet" in picture.comments[-1]
+        # The webui now activates every owner it has not called yet, with nothing: the built-in must not be among them.
+        assert webui.extra_networks.extra_network_registry["lora"] is tag
+        assert torch.nn.Linear.forward is builtin.network_Linear_forward
+        tag.deactivate(picture)
+        assert builtin.extra_network_lora.ended == [picture]
+
+    @pytest.mark.parametrize("option", ["lorakit_apply", "lora_functional"])
+    def test_a_setting_is_obeyed_at_once_even_without_our_script(
+        self, webui: Any, builtin: Any, tag: LoraTag, picture: Any, option: str
+    ) -> None:
+        tag.host.builtin.take(tag)
+        original = weight(webui).detach().clone()
+        tag.activate(picture, [params("loud")])
+        setattr(webui.shared.opts, option, option == "lora_functional")
+        tag.activate(picture, [params("loud")])
+        assert len(builtin.extra_network_lora.calls) == 1 and torch.equal(weight(webui), original)
+        setattr(webui.shared.opts, option, option != "lora_functional")
+        tag.activate(picture, [params("loud")])
+        assert torch.allclose(weight(webui), original + 2)
+        assert torch.nn.Linear.forward is not builtin.network_Linear_forward
+        tag.deactivate(picture)
+        assert builtin.extra_network_lora.ended == []
+
+    def test_its_list_tells_what_is_applied(
+        self, webui: Any, builtin: Any, tag: LoraTag, picture: Any, loud: Path
+    ) -> None:
+        tag.host.builtin.take(tag)
+        tag.activate(picture, [params("loud", "0.5", "0.25"), params("nosuch"), params("loud", "1", "stop=4")])
+        told = [(n.name, n.te_multiplier, n.unet_multiplier, n.mentioned_name) for n in builtin.loaded_networks]
+        assert told == [("loud", 0.5, 0.25, "loud"), ("loud", 1.0, 1.0, "loud")]
+        assert builtin.loaded_networks[0].network_on_disk.filename == str(loud)
+        tag.step(at(6))
+        assert builtin.loaded_networks[1].unet_multiplier == 0
+        tag.activate(picture, [])
+        assert builtin.loaded_networks == []
+
+    def test_regional_prompter_in_latent_mode_gets_the_built_in(
+        self, webui: Any, builtin: Any, tag: LoraTag, picture: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tag.host.builtin.take(tag)
+        monkeypatch.setitem(sys.modules, "scripts.latent", SimpleNamespace(lactive=True))
+        tag.activate(picture, [params("loud")])
+        assert len(builtin.extra_network_lora.calls) == 1 and "Regional Prompter" in picture.comments[0]
+
+
+def test_an_unknown_model_without_the_built_in_is_told(webui: Any, tag: LoraTag, picture: Any) -> None:
+    del webui.shared.sd_model.model.diffusion_model.input_blocks
+    tag.activate(picture, [params("loud")])
+    assert picture.comments[0].startswith("no network was applied: ")
 
 
 def test_an_unforeseen_error_is_told_and_leaves_the_weights_clean(
     webui: Any, tag: LoraTag, picture: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = _weight(webui).detach().clone()
-    tag.activate(picture, [_params("loud")])
+    original = weight(webui).detach().clone()
+    tag.activate(picture, [params("loud")])
 
     def broken(*_args: Any) -> Any:
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr(tag.runtime, "activate", broken)
-    tag.activate(picture, [_params("loud")])
+    tag.activate(picture, [params("loud")])
     assert "division by zero" in picture.comments[-1]
-    assert torch.equal(_weight(webui), original)
+    assert torch.equal(weight(webui), original)
 
 
 def test_exclusive_holds_the_lock_cleans_the_model_and_proves_it(webui: Any, tag: LoraTag, picture: Any) -> None:
-    original = _weight(webui).detach().clone()
-    tag.activate(picture, [_params("loud")])
+    original = weight(webui).detach().clone()
+    tag.activate(picture, [params("loud")])
 
     def job() -> str:
         assert webui.call_queue.queue_lock.locked() and torch.is_grad_enabled()
-        assert torch.equal(_weight(webui), original) and webui.shared.loaded_hypernetworks == []
+        assert torch.equal(weight(webui), original) and webui.shared.loaded_hypernetworks == []
         return "done"
 
     with torch.no_grad():

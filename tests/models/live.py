@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -131,16 +130,20 @@ def wrapped(embedder: nn.Module) -> nn.Module:
 
 def ldm_model(made_unet: Any, embedder: Any) -> Any:
     """LatentDiffusion with one text encoder."""
-    return SimpleNamespace(model=SimpleNamespace(diffusion_model=made_unet), cond_stage_model=embedder)
+    made = nn.Module()
+    made.model = nn.Module()
+    made.model.diffusion_model = made_unet
+    made.cond_stage_model = embedder
+    return made
 
 
 def sgm_model(made_unet: Any, *embedders: Any) -> Any:
     """DiffusionEngine; the embedders of sizes have no text encoder. The webui adds `cond_stage_model`."""
     conditioner = nn.Module()
     conditioner.embedders = nn.ModuleList([*embedders, nn.Identity(), nn.Identity()])
-    return SimpleNamespace(
-        model=SimpleNamespace(diffusion_model=made_unet), conditioner=conditioner, cond_stage_model=conditioner
-    )
+    made = ldm_model(made_unet, conditioner)
+    made.conditioner = conditioner
+    return made
 
 
 def full(version: str) -> Any:

@@ -14,9 +14,12 @@ from lib_lora.networks.base import Layer, LayerSpec
 from lib_lora.networks.lora import Lora
 from lib_lora.networks.network import Network
 from lib_lora.patch.patcher import Loaded, Source
+from lib_lora.patch.pristine import Room, has_room
 from lib_lora.ports import Slot
 from lib_lora.prompt import Strengths
 
+HERE: Room = has_room
+AWAY: Room = lambda _device, _bytes: False  # noqa: E731
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
 
 
@@ -136,3 +139,9 @@ def expected(weight: Tensor, shares: Sequence[tuple[Layer, float]]) -> Tensor:
     for layer, strength in shares:
         total = total + strength * layer.delta(weight.double()).double()
     return total.detach()
+
+
+def weight(model: Bare, path: str = "lin") -> nn.Parameter:
+    found = model.modules[key(path)].weight
+    assert isinstance(found, nn.Parameter)
+    return found

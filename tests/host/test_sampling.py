@@ -1,0 +1,120 @@
+"""Strengths that change while the webui samples, and a model that is swapped in mid-picture."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lib_lora.host.tag import LoraTag
+from tests.host.fakes import at, params, weight
+
+
+class TestStrengthsOverTime:
+    def test_steps_change_the_strength_and_the_end_restores(self, webui: Any, tag: LoraTag, picture: Any) -> None:
+        original = weight(webui).detach().clone()
+        tag.activate(picture, [params("loud", "1", "start=2", "stop=4")])
+        seen = []
+        for step in range(8):
+            tag.step(at(step))
+            seen.append(round(float((weight(webui) - original).mean()), 3))
+        assert seen == [0, 0, 2, 2, 0, 0, 0, 0]
+        tag.deactivate(picture)
+        tag.activate(picture, [])
+        assert torch.equal(weight(webui), original)
+
+    def test_two_calls_a_step_count_once(self, webui: Any, tag: LoraTag, picture: Any) -> None:
+        original = weight(webui).detach().clone()
+        tag.activate(picture, [params("loud", "1", "stop=4")])
+        seen = []
+        for call in range(16):
+            params = at(call)
+            params.denoiser.total_steps = 16
+            tag.step(params)
+            seen.append(bool((weight(webui) != original).any()))
+        assert seen == [True] * 8 + [False] * 8
+
+    def test_before_1_8_the_denoiser_is_the_samplers(self, webui: Any, tag: LoraTag, picture: Any) -> None:
+        original = weight(webui).detach().clone()
+        tag.activate(picture, [params("loud", "1", "stop=4")])
+        params = at(5)
+        picture.sampler = SimpleNamespace(model_wrap_cfg=params.denoiser)
+        del params.denoiser
+        tag.step(params)
+        assert torch.equal(weight(webui), original)
+
+    def test_an_adaptive_sampler_is_told_by_its_noise(self, webui: Any, tag: LoraTag, picture: Any) -> None:
+        original = weight(webui).detach().clone()
+        tag.activate(picture, [params("loud", "1", "stop=4")])
+        seen = []
+        for sigma in (10.0, 1.01, 0.99, 0.1, 0.0):
+            params = at(0, sigma=torch.tensor([sigma]))
+            params.denoiser.p.sampler_name = "DPM adaptive"
+            params.denoiser.inner_model = SimpleNamespace(sigmas=torch.tensor([0.1, 1.0, 10.0]))
+            tag.step(params)
+            seen.append(bool((weight(webui) != original).any()))
+        assert seen == [True, True, False, False, False]
+
+    def test_the_hires_pass_has_its_own_strength(self, webui: Any, tag: LoraTag, picture: Any) -> None:
+        original = weight(webui).detach().clone()
+        params = [params("loud", "1", "hr=0.25")]
+        tag.activate(picture, params)
+        assert torch.allclose(weight(webui), original + 2)
+        picture.hr_extra_network_data = {"lora": params}  # with --lowvram they come before the first pass, too
+        tag.activate(picture, params)
+        assert torch.allclose(weight(webui), original + 0.5)
+
+    def test_an_error_is_told_once_and_nothing_stays_applied(
+        self, webui: Any, tag: LoraTag, picture: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = weight(webui).detach().clone()
+        tag.activate(picture, [params("loud", "1", "stop=4")])
+        monkeypatch.setattr(tag.runtime, "advance", lambda *_: 1 / 0)
+        for step in range(3):
+            tag.step(at(step))
+        assert sum("division" in comment for comment in picture.comments) == 1
+        assert torch.equal(weight(webui), original)
+
+
+class TestRefiner:
+    """The webui swaps the model in mid-sampling, encodes the texts with it, and activates nothing."""
+
+    def test_a_loaded_refiner_gets_the_networks_before_the_texts_are_encoded(
+        self, webui: Any, tag: LoraTag, picture: Any
+    ) -> None:
+        original = weight(webui).detach().clone()
+        tag.activate(picture, [params("loud")])
+        picture.cached_c[0] = "with the base model"
+        with torch.no_grad():
+            weight(webui).copy_(original + 10)  # other weights in the same objects
+        tag.host.model_loaded(webui.shared.sd_model)
+        tag.model_swapped()
+        assert torch.allclose(weight(webui), original + 12) and picture.cached_c[0] is None
+
+    def test_one_that_was_in_memory_is_noticed_at_the_next_call(self, webui: Any, tag: LoraTag, picture: Any) -> None:
+        base = webui.shared.sd_model
+        original = weight(webui).detach().clone()
+        tag.activate(picture, [params("loud")])
+        refiner = copy.deepcopy(base)
+        with torch.no_grad():
+            refiner.model.diffusion_model.input_blocks[0][0].weight.copy_(original + 10)
+        webui.shared.sd_model = refiner
+        encoded: list[Any] = []
+        picture.setup_conds = lambda: encoded.append(weight(webui).detach().clone())
+        tag.step(at(5))
+        assert torch.allclose(weight(webui), original + 12)
+        assert torch.equal(encoded[0], weight(webui)), "texts are encoded with the networks"
+        assert torch.equal(base.model.diffusion_model.input_blocks[0][0].weight, original)
+
+    def test_a_checkpoint_loaded_between_pictures_gets_nothing(self, webui: Any, tag: LoraTag, picture: Any) -> None:
+        original = weight(webui).detach().clone()
+        tag.activate(picture, [params("loud")])
+        tag.deactivate(picture)
+        with torch.no_grad():
+            weight(webui).copy_(original + 10)
+        tag.host.model_loaded(webui.shared.sd_model)
+        tag.model_swapped()
+        assert torch.equal(weight(webui), original + 10)
