@@ -226,7 +226,7 @@ class Picture(SimpleNamespace):
         self.comments.append(text)
 
 
-def params(*items: Any) -> SimpleNamespace:
+def words(*items: Any) -> SimpleNamespace:
     """A tag as the webui hands it on."""
     return SimpleNamespace(items=list(items))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lib_lora.host.tag import LoraTag
-from tests.host.fakes import params, write_loud
+from tests.host.fakes import words, write_loud
 
 
 class TestEmbeddings:
@@ -18,11 +18,11 @@ class TestEmbeddings:
     ) -> None:
         database = webui.sd_hijack.model_hijack.embedding_db
         write_loud(tmp_path / "Lora" / "with.safetensors", **{"bundle_emb.sks.clip_l": torch.ones(3, 768)})
-        tag.activate(picture, [params("with")])
+        tag.activate(picture, [words("with")])
         made = database.word_embeddings["sks"]
         assert made.vec.shape == (3, 768) and made.vectors == 3 and made.shape == 768 and made.shorthash == "with"
         assert [pair[1] for pair in database.ids_lookup[3]] == [made]
-        tag.activate(picture, [params("with")])
+        tag.activate(picture, [words("with")])
         assert database.word_embeddings["sks"] is made
         tag.activate(picture, [])
         assert database.word_embeddings == {} and database.ids_lookup == {}
@@ -36,7 +36,7 @@ class TestEmbeddings:
         webui.shared.opts.lora_bundled_ti_to_infotext = False
         vectors = {f"bundle_emb.{word}.clip_l": torch.ones(1, 768) for word in ("own", "sks")}
         write_loud(tmp_path / "Lora" / "with.safetensors", **vectors)
-        tag.activate(picture, [params("with")])
+        tag.activate(picture, [words("with")])
         assert database.word_embeddings["own"] is own and database.word_embeddings["sks"].shorthash is None
         assert any("'own'" in comment for comment in picture.comments)
         tag.restore()
@@ -47,6 +47,6 @@ class TestEmbeddings:
     ) -> None:
         webui.sd_hijack.model_hijack.embedding_db.expected_shape = 1024
         write_loud(tmp_path / "Lora" / "with.safetensors", **{"bundle_emb.sks.clip_l": torch.ones(3, 768)})
-        tag.activate(picture, [params("with")])
+        tag.activate(picture, [words("with")])
         assert webui.sd_hijack.model_hijack.embedding_db.word_embeddings == {}
         assert any("'sks'" in comment and "another base model" in comment for comment in picture.comments)

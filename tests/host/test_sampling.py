@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from lib_lora.host.tag import LoraTag
-from tests.host.fakes import at, params, weight
+from tests.host.fakes import at, weight, words
 
 
 class TestStrengthsOverTime:
     def test_steps_change_the_strength_and_the_end_restores(self, webui: Any, tag: LoraTag, picture: Any) -> None:
         original = weight(webui).detach().clone()
-        tag.activate(picture, [params("loud", "1", "start=2", "stop=4")])
+        tag.activate(picture, [words("loud", "1", "start=2", "stop=4")])
         seen = []
         for step in range(8):
             tag.step(at(step))
@@ -28,7 +28,7 @@ class TestStrengthsOverTime:
 
     def test_two_calls_a_step_count_once(self, webui: Any, tag: LoraTag, picture: Any) -> None:
         original = weight(webui).detach().clone()
-        tag.activate(picture, [params("loud", "1", "stop=4")])
+        tag.activate(picture, [words("loud", "1", "stop=4")])
         seen = []
         for call in range(16):
             params = at(call)
@@ -39,7 +39,7 @@ class TestStrengthsOverTime:
 
     def test_before_1_8_the_denoiser_is_the_samplers(self, webui: Any, tag: LoraTag, picture: Any) -> None:
         original = weight(webui).detach().clone()
-        tag.activate(picture, [params("loud", "1", "stop=4")])
+        tag.activate(picture, [words("loud", "1", "stop=4")])
         params = at(5)
         picture.sampler = SimpleNamespace(model_wrap_cfg=params.denoiser)
         del params.denoiser
@@ -48,7 +48,7 @@ class TestStrengthsOverTime:
 
     def test_an_adaptive_sampler_is_told_by_its_noise(self, webui: Any, tag: LoraTag, picture: Any) -> None:
         original = weight(webui).detach().clone()
-        tag.activate(picture, [params("loud", "1", "stop=4")])
+        tag.activate(picture, [words("loud", "1", "stop=4")])
         seen = []
         for sigma in (10.0, 1.01, 0.99, 0.1, 0.0):
             params = at(0, sigma=torch.tensor([sigma]))
@@ -60,7 +60,7 @@ class TestStrengthsOverTime:
 
     def test_the_hires_pass_has_its_own_strength(self, webui: Any, tag: LoraTag, picture: Any) -> None:
         original = weight(webui).detach().clone()
-        params = [params("loud", "1", "hr=0.25")]
+        params = [words("loud", "1", "hr=0.25")]
         tag.activate(picture, params)
         assert torch.allclose(weight(webui), original + 2)
         picture.hr_extra_network_data = {"lora": params}  # with --lowvram they come before the first pass, too
@@ -71,7 +71,7 @@ class TestStrengthsOverTime:
         self, webui: Any, tag: LoraTag, picture: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         original = weight(webui).detach().clone()
-        tag.activate(picture, [params("loud", "1", "stop=4")])
+        tag.activate(picture, [words("loud", "1", "stop=4")])
         monkeypatch.setattr(tag.runtime, "advance", lambda *_: 1 / 0)
         for step in range(3):
             tag.step(at(step))
@@ -86,7 +86,7 @@ class TestRefiner:
         self, webui: Any, tag: LoraTag, picture: Any
     ) -> None:
         original = weight(webui).detach().clone()
-        tag.activate(picture, [params("loud")])
+        tag.activate(picture, [words("loud")])
         picture.cached_c[0] = "with the base model"
         with torch.no_grad():
             weight(webui).copy_(original + 10)  # other weights in the same objects
@@ -97,7 +97,7 @@ class TestRefiner:
     def test_one_that_was_in_memory_is_noticed_at_the_next_call(self, webui: Any, tag: LoraTag, picture: Any) -> None:
         base = webui.shared.sd_model
         original = weight(webui).detach().clone()
-        tag.activate(picture, [params("loud")])
+        tag.activate(picture, [words("loud")])
         refiner = copy.deepcopy(base)
         with torch.no_grad():
             refiner.model.diffusion_model.input_blocks[0][0].weight.copy_(original + 10)
@@ -111,7 +111,7 @@ class TestRefiner:
 
     def test_a_checkpoint_loaded_between_pictures_gets_nothing(self, webui: Any, tag: LoraTag, picture: Any) -> None:
         original = weight(webui).detach().clone()
-        tag.activate(picture, [params("loud")])
+        tag.activate(picture, [words("loud")])
         tag.deactivate(picture)
         with torch.no_grad():
             weight(webui).copy_(original + 10)

@@ -12,12 +12,12 @@ import torch
 
 from lib_lora.errors import WrongBaseModel
 from lib_lora.host.tag import LoraTag
-from tests.host.fakes import at, params, weight
+from tests.host.fakes import at, weight, words
 
 
 def test_applies_reports_and_restores_bit_for_bit(webui: Any, tag: LoraTag, picture: Any) -> None:
     original = weight(webui).detach().clone()
-    tag.activate(picture, [params("loud", "0.5")])
+    tag.activate(picture, [words("loud", "0.5")])
     assert torch.allclose(weight(webui), original + 0.5 * 2)
     assert picture.comments == ["loud: 1 layers applied"]
     assert picture.extra_generation_params["LoRA layers"] == "loud 1 of 1"
@@ -27,13 +27,13 @@ def test_applies_reports_and_restores_bit_for_bit(webui: Any, tag: LoraTag, pict
 
 
 def test_cached_texts_are_dropped_when_and_only_when_something_changed(tag: LoraTag, picture: Any, loud: Path) -> None:
-    tag.activate(picture, [params("loud")])
+    tag.activate(picture, [words("loud")])
     assert picture.cached_c[0] is None and picture.cached_uc[0] is None
     picture.cached_c[0] = "new"
-    tag.activate(picture, [params("loud")])
+    tag.activate(picture, [words("loud")])
     assert picture.cached_c[0] == "new"
     loud.touch()
-    tag.activate(picture, [params("loud")])
+    tag.activate(picture, [words("loud")])
     assert picture.cached_c[0] is None
 
 
@@ -47,15 +47,15 @@ def test_a_hires_pass_without_networks_keeps_the_cached_texts(tag: LoraTag, pict
 
 def test_another_text_strength_in_the_hires_pass_drops_them(tag: LoraTag, picture: Any) -> None:
     picture.cached_hr_c = ["key", "states"]
-    tag.activate(picture, [params("loud", "1", "hr=0.5")])
+    tag.activate(picture, [words("loud", "1", "hr=0.5")])
     picture.cached_hr_c[0] = "new"
     picture.is_hr_pass = True
-    tag.activate(picture, [params("loud", "1", "hr=0.5")])
+    tag.activate(picture, [words("loud", "1", "hr=0.5")])
     assert picture.cached_hr_c[0] is None
 
 
 def test_a_bad_tag_and_a_missing_file_are_told_and_the_rest_is_applied(tag: LoraTag, picture: Any) -> None:
-    tag.activate(picture, [params("loud", "much"), params("nosuch"), params("loud")])
+    tag.activate(picture, [words("loud", "much"), words("nosuch"), words("loud")])
     text = "\n".join(picture.comments)
     assert "<lora:loud:much>" in text and "'nosuch'" in text and "loud: 1 layers applied" in text
 
@@ -65,7 +65,7 @@ def test_a_missing_file_is_told_on_the_console_if_the_setting_says_so(
     webui: Any, tag: LoraTag, picture: Any, caplog: pytest.LogCaptureFixture, console: bool
 ) -> None:
     webui.shared.opts.lora_not_found_warning_console = console
-    tag.activate(picture, [params("nosuch"), params("loud")])
+    tag.activate(picture, [words("nosuch"), words("loud")])
     assert ("Lora not found: nosuch" in caplog.text) == console
 
 
@@ -76,16 +76,16 @@ def test_the_built_ins_setting_adds_its_network_once(webui: Any, tag: LoraTag, p
     picture.is_hr_pass = True
     tag.activate(picture, [])
     assert picture.all_prompts == ["a<lora:loud:1.0>"] and "loud: 1 layers applied" in picture.comments
-    tag.activate(picture, [params("loud", "1.0")])
+    tag.activate(picture, [words("loud", "1.0")])
     assert picture.extra_generation_params["LoRA layers"] == "loud 1 of 1"
 
 
 def test_the_cache_of_networks_has_the_size_of_the_setting(webui: Any, tag: LoraTag, picture: Any) -> None:
     webui.shared.opts.lora_in_memory_limit = 0
-    tag.activate(picture, [params("loud")])
+    tag.activate(picture, [words("loud")])
     assert not tag.runtime._cache
     webui.shared.opts.lora_in_memory_limit = 3
-    tag.activate(picture, [params("loud", "0.5")])
+    tag.activate(picture, [words("loud", "0.5")])
     assert len(tag.runtime._cache) == 1
 
 
@@ -95,11 +95,11 @@ def test_hashes_of_infotext_are_the_webuis(webui: Any, tag: LoraTag, picture: An
     data = loud.read_bytes()
     digest = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()[:12]
     loud.rename(loud.with_name("loud, very.safetensors"))
-    tag.activate(picture, [params("loud, very"), params("nosuch")])
+    tag.activate(picture, [words("loud, very"), words("nosuch")])
     assert picture.extra_generation_params["Lora hashes"] == f"loud very: {digest}"
     webui.shared.opts.lora_add_hashes_to_infotext = False
     picture.extra_generation_params.clear()
-    tag.activate(picture, [params("loud, very")])
+    tag.activate(picture, [words("loud, very")])
     assert "Lora hashes" not in picture.extra_generation_params
 
 
@@ -108,10 +108,10 @@ class TestWithTheBuiltIn:
         self, webui: Any, builtin: Any, tag: LoraTag, picture: Any
     ) -> None:
         tag.host.builtin.take(tag)
-        tag.activate(picture, [params("loud")])
+        tag.activate(picture, [words("loud")])
         del webui.shared.sd_model.model.diffusion_model.input_blocks
         tag.host.model_loaded(webui.shared.sd_model)
-        params = [params("loud")]
+        params = [words("loud")]
         tag.activate(picture, params)
         assert builtin.extra_network_lora.calls == [params]
         assert "the webui's own extension" in picture.comments[-1] and "UNet" in picture.comments[-1]
@@ -127,12 +127,12 @@ class TestWithTheBuiltIn:
     ) -> None:
         tag.host.builtin.take(tag)
         original = weight(webui).detach().clone()
-        tag.activate(picture, [params("loud")])
+        tag.activate(picture, [words("loud")])
         setattr(webui.shared.opts, option, option == "lora_functional")
-        tag.activate(picture, [params("loud")])
+        tag.activate(picture, [words("loud")])
         assert len(builtin.extra_network_lora.calls) == 1 and torch.equal(weight(webui), original)
         setattr(webui.shared.opts, option, option != "lora_functional")
-        tag.activate(picture, [params("loud")])
+        tag.activate(picture, [words("loud")])
         assert torch.allclose(weight(webui), original + 2)
         assert torch.nn.Linear.forward is not builtin.network_Linear_forward
         tag.deactivate(picture)
@@ -142,7 +142,7 @@ class TestWithTheBuiltIn:
         self, webui: Any, builtin: Any, tag: LoraTag, picture: Any, loud: Path
     ) -> None:
         tag.host.builtin.take(tag)
-        tag.activate(picture, [params("loud", "0.5", "0.25"), params("nosuch"), params("loud", "1", "stop=4")])
+        tag.activate(picture, [words("loud", "0.5", "0.25"), words("nosuch"), words("loud", "1", "stop=4")])
         told = [(n.name, n.te_multiplier, n.unet_multiplier, n.mentioned_name) for n in builtin.loaded_networks]
         assert told == [("loud", 0.5, 0.25, "loud"), ("loud", 1.0, 1.0, "loud")]
         assert builtin.loaded_networks[0].network_on_disk.filename == str(loud)
@@ -156,13 +156,13 @@ class TestWithTheBuiltIn:
     ) -> None:
         tag.host.builtin.take(tag)
         monkeypatch.setitem(sys.modules, "scripts.latent", SimpleNamespace(lactive=True))
-        tag.activate(picture, [params("loud")])
+        tag.activate(picture, [words("loud")])
         assert len(builtin.extra_network_lora.calls) == 1 and "Regional Prompter" in picture.comments[0]
 
 
 def test_an_unknown_model_without_the_built_in_is_told(webui: Any, tag: LoraTag, picture: Any) -> None:
     del webui.shared.sd_model.model.diffusion_model.input_blocks
-    tag.activate(picture, [params("loud")])
+    tag.activate(picture, [words("loud")])
     assert picture.comments[0].startswith("no network was applied: ")
 
 
@@ -170,20 +170,20 @@ def test_an_unforeseen_error_is_told_and_leaves_the_weights_clean(
     webui: Any, tag: LoraTag, picture: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = weight(webui).detach().clone()
-    tag.activate(picture, [params("loud")])
+    tag.activate(picture, [words("loud")])
 
     def broken(*_args: Any) -> Any:
         raise ZeroDivisionError("division by zero")
 
     monkeypatch.setattr(tag.runtime, "activate", broken)
-    tag.activate(picture, [params("loud")])
+    tag.activate(picture, [words("loud")])
     assert "division by zero" in picture.comments[-1]
     assert torch.equal(weight(webui), original)
 
 
 def test_exclusive_holds_the_lock_cleans_the_model_and_proves_it(webui: Any, tag: LoraTag, picture: Any) -> None:
     original = weight(webui).detach().clone()
-    tag.activate(picture, [params("loud")])
+    tag.activate(picture, [words("loud")])
 
     def job() -> str:
         assert webui.call_queue.queue_lock.locked() and torch.is_grad_enabled()
