@@ -60,14 +60,19 @@ def _network(path: Path, header: Header, read: Read) -> Network:
     layers: dict[LayerKey, Layer] = {}
     unknown = list(reading.unknown)
     for key, names in reading.layers.items():
-        tensors = {tensor: read(file) for tensor, file in names.items()}
+        # Strange tensors are not even read: whatever they hold must not cost the layer.
+        known = {tensor: file for tensor, file in names.items() if tensor_names.known(tensor)}
+        unknown += [file for tensor, file in names.items() if tensor not in known]
+        tensors = {tensor: read(file) for tensor, file in known.items()}
         if key in reading.peft:
             tensors |= _constants(configs.get(key.part, {}), key, tensors)
-        layer, strange = _layer(_untransposed(tensors))
-        unknown += [name for tensor, name in names.items() if layer is None or tensor in strange]
+        layer = _layer(_untransposed(tensors))
         if layer is None:
+            unknown += known.values()
             continue
-        _refuse_nan(path, names, tensors)
+        if "alpha" in tensors:
+            tensors["alpha"] = torch.tensor(layer.alpha)  # as the layer counts it, if it does
+        _refuse_nan(path, known, tensors)
         layers[key] = layer
     bundled = {token: _vectors(path, vectors, read) for token, vectors in reading.embeddings.items()}
     return Network(path.stem, layers, dict(header.metadata), tuple(unknown), reading.dialect, bundled)
@@ -140,16 +145,14 @@ def base_versions(network: Network) -> tuple[str, ...]:
     return versions.candidates(shapes, network.unknown)
 
 
-def _layer(tensors: Mapping[str, Tensor]) -> tuple[Layer | None, frozenset[str]]:
-    """The layer, and tensors of names that no type has, which are left out of it; None if they make no layer."""
-    strange = frozenset(name for name in tensors if not tensor_names.known(name))
-    usable = {name: t for name, t in tensors.items() if name not in strange}
-    if not all(t.is_floating_point() or name in _WHOLE_NUMBERS for name, t in usable.items()):
-        return None, strange
+def _layer(tensors: Mapping[str, Tensor]) -> Layer | None:
+    """The layer of these tensors; None if they make none."""
+    if not all(t.is_floating_point() or name in _WHOLE_NUMBERS for name, t in tensors.items()):
+        return None
     try:
-        return registry.build(usable), strange
+        return registry.build(tensors)
     except ShapeMismatch:
-        return None, strange  # its names are listed as unknown: one damaged layer must not cost the others
+        return None  # its names are listed as unknown: one damaged layer must not cost the others
 
 
 def _constants(config: peft_config.Config, key: LayerKey, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

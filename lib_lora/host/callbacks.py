@@ -71,11 +71,6 @@ class Lorakit:
         if not getattr(self.webui.shared.cmd_opts, "no_hashing", False):
             self.background.start()
 
-    def model_loaded(self, sd_model: Any) -> None:
-        """Weights were put into `sd_model`."""
-        self.host.model_loaded(sd_model)
-        self.tag.model_swapped()
-
     def pasted(self, _infotext: str, fields: dict[str, Any]) -> None:
         """Infotext was read: let its tags name the files as they are called here."""
         infotext.restore_names(fields, self.catalog.name_of)
@@ -112,7 +107,7 @@ def register() -> type | None:
     callbacks = webui.script_callbacks
     callbacks.on_before_ui(kit.before_ui)
     callbacks.on_app_started(kit.started)
-    callbacks.on_model_loaded(kit.model_loaded)
+    callbacks.on_model_loaded(kit.host.model_loaded)
     callbacks.on_cfg_denoiser(kit.tag.step)
     callbacks.on_infotext_pasted(kit.pasted)
     callbacks.on_script_unloaded(kit.unload)

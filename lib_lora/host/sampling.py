@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from lib_lora.host.detect import Webui
 from lib_lora.prompt import Moment
 
 ADAPTIVE = "DPM adaptive"  # takes as many steps as it likes
@@ -31,6 +32,13 @@ def start_of(p: Any, hires: bool) -> Moment:
 def denoiser_of(params: Any, p: Any) -> Any:
     """The denoiser that calls back; before 1.8 the callback does not bring it along."""
     return getattr(params, "denoiser", None) or p.sampler.model_wrap_cfg
+
+
+def renew_texts(webui: Webui, params: Any, denoiser: Any) -> None:
+    """Let this call of the denoiser already see the text states that its sampler has now."""
+    parser, given = webui.prompt_parser, denoiser.sampler.sampler_extra_args
+    params.text_cond = parser.reconstruct_multicond_batch(given["cond"], denoiser.step)[1]
+    params.text_uncond = parser.reconstruct_cond_batch(given["uncond"], denoiser.step)
 
 
 def moment(params: Any, denoiser: Any, hires: bool) -> Moment:

@@ -55,11 +55,14 @@ class LoraTag:
         self.neighbours = Neighbours(host.webui)
         self.embeddings = BundledEmbeddings(host.webui, lambda: self.settings.embedding_hashes)
         self._pass: _Pass | None = None
+        self._interrupted: _Pass | None = None  # by somebody who activated networks for something else
         self._lent: Any = None  # the built-in's tag while it serves a picture for us
         self._texts: object = ()  # what the cached text states were made with
 
     def activate(self, p: Any, params_list: Sequence[Any]) -> None:
         """Make the model carry exactly the networks of `params_list`, none if it is empty."""
+        if self._pass is not None and self._pass.p is not p:
+            self._interrupted = self._pass
         self._pass = self._lent = None
         try:
             why = self.neighbours.needs_builtin()
@@ -78,13 +81,13 @@ class LoraTag:
 
     def deactivate(self, p: Any) -> None:
         """The pictures are done. The next one's `activate` decides what the model carries."""
-        self._pass = None
+        self.finish()
         if self._lent is not None:
             self._lent.deactivate(p)
 
     def restore(self) -> None:
         """Original weights, now, and nothing left with the webui."""
-        self._pass = None
+        self.finish()
         self.runtime.deactivate()
         self.embeddings.hide()
         self.host.builtin.publish(())
@@ -95,36 +98,28 @@ class LoraTag:
 
     def finish(self) -> None:
         """No picture is being drawn now."""
-        self._pass = None
-
-    def model_swapped(self) -> None:
-        """Another checkpoint was loaded: if that is the refiner's, in mid-picture, it gets the networks as well.
-
-        The webui activates nothing then, and encodes the texts with the new model right after this.
-        """
-        now = self._pass
-        if now is None or not now.requests:
-            return
-        try:
-            self._pass = now = dataclasses.replace(now, model=self.host.patchable())
-            self._apply(now)
-        except Exception as error:
-            self._failed(now.p, error)
+        self._pass = self._interrupted = None
 
     def step(self, params: Any) -> None:
-        """Before each call of the denoiser: strengths that change over the steps, and a model that was swapped."""
-        now = self._pass
+        """Before each call of the denoiser: strengths that change over the steps, and a model that was swapped.
+
+        The refiner takes the model's place in mid-picture. If its checkpoint must be loaded, the webui encodes an
+        empty text with it and activates no networks for that; nothing else is activated, and the texts are encoded.
+        """
+        now, interrupted = self._interrupted or self._pass, self._interrupted is not None
         if now is None or not now.requests:
             return
         try:
-            denoiser = sampling.denoiser_of(params, now.p)
-            if self.host.webui.shared.sd_model is not now.model.model:
-                self.model_swapped()  # a refiner that was in memory already is not announced
+            denoiser, model = sampling.denoiser_of(params, now.p), self.host.patchable()
+            if interrupted or model is not now.model:
+                self._interrupted, self._pass = None, dataclasses.replace(now, model=model)
+                self._apply(self._pass)
                 now.p.setup_conds()
                 denoiser.update_inner_model()
-            elif now.scheduled:
+                sampling.renew_texts(self.host.webui, params, denoiser)
+            if now.scheduled:
                 moment = sampling.moment(params, denoiser, now.start.hires)
-                if self.runtime.advance(now.model, moment) is not None:
+                if self.runtime.advance(model, moment) is not None:
                     self._publish(now, moment)
         except Exception as error:
             self._failed(now.p, error)
@@ -133,6 +128,8 @@ class LoraTag:
         requests = tuple(self._requests(p, params_list))
         hires = sampling.in_hires_pass(p, params_list, self.name)
         seed = int((getattr(p, "seeds", None) or [0])[0])
+        if self._interrupted is not None and self._interrupted.p is p:
+            self._interrupted = None
         self._pass = _Pass(p, model, requests, sampling.start_of(p, hires), seed)
         self.runtime.keep = self.settings.keep
         report = self._apply(self._pass)

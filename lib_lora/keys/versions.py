@@ -27,21 +27,33 @@ _FOREIGN = tuple(
         ("chroma", "Chroma", r"distilled_guidance_layer"),
         ("hunyuan-video", "Hunyuan Video", r"individual_token_refiner|double_blocks\.\d+\.(?:img|txt)_attn_qkv"),
         (FLUX, "Flux", r"double_blocks[._]\d|single_blocks[._]\d|single_transformer_blocks[._]\d"),
-        ("qwen-image", "Qwen-Image", r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)"),
+        (
+            "qwen-image",
+            "Qwen-Image",  # which has 60 blocks; no other model with these names has more than 38
+            r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)"
+            rf"|{_ROOT}transformer_blocks[._](?:3[89]|[45]\d)[._]attn[._]",
+        ),
         (SD3, "SD 3", rf"joint_blocks[._]\d|{_ROOT}transformer_blocks[._]\d+[._]attn[._]"),
         (
             "z-image",
             "Z-Image or Lumina",
             rf"(?:noise|context)_refiner|{_ROOT}layers[._]\d+[._](?:attention|feed_forward)",
         ),
-        ("wan", "Wan", rf"{_ROOT}blocks[._]\d+[._](?:self|cross)_attn[._](?:[qkvo]|[kv]_img)(?:[._]|$)"),
-        ("hunyuan-dit", "Hunyuan-DiT", rf"{_ROOT}blocks[._]\d+[._]attn[12][._]"),
+        ("anima", "Anima or Cosmos", rf"{_ROOT}blocks[._]\d+[._](?:self|cross)_attn[._](?:[qkv]|output)_proj"),
+        (
+            "wan",
+            "Wan",
+            rf"{_ROOT}blocks[._]\d+[._](?:(?:self|cross)_attn[._](?:[qkvo]|[kv]_img)(?:[._]|$)|ffn[._])",
+        ),
+        ("hunyuan-dit", "Wan or Hunyuan-DiT", rf"{_ROOT}blocks[._]\d+[._]attn[12][._]"),
         ("pixart", "PixArt, Sana or LTX", rf"{_ROOT}transformer_blocks[._]\d+[._]attn[12][._]|adaln_single"),
         ("animatediff", "AnimateDiff (motion)", r"motion_modules|temporal_transformer"),
         ("sd3-text", "SD 3, Flux or another model with a T5 text encoder", r"^(?:lora_te3_|text_encoder_3\.|t5xxl)"),
         (OTHER, "a model of another kind", rf"{_ROOT}(?:transformer_)?(?:blocks|layers)[._]\d|^lora_transformer_"),
     )
 )
+# Names of the first stand in the files of the others too, beside names of their own.
+_SHARED = {SD3: {FLUX, "qwen-image"}, "hunyuan-dit": {"wan"}}
 _TITLES |= {version: title for version, title, _ in _FOREIGN} | {"sdxl-refiner": "the SDXL refiner"}
 _ALL_PATHS = {version: frozenset(unet.unet_paths(version)) for version in KNOWN}
 _CROSS_WIDTHS = {shapes.CLIP_L: {SD1}, shapes.CLIP_H: {SD2}, 2048: {SDXL}}
@@ -56,8 +68,9 @@ def foreign(names: Iterable[str]) -> str | None:
     Ask with the names that no layer of SD1, SD2 or SDXL was found for.
     """
     told = Counter(version for name in names if (version := _foreign(name)) is not None)
-    if told.keys() & {SD3, "qwen-image"} and told[FLUX]:
-        del told[SD3]  # Flux has blocks called like SD 3's beside its own
+    for shared, others in _SHARED.items():
+        if told.keys() & others:
+            del told[shared]
     return max(told, key=lambda version: told[version]) if told else None
 
 

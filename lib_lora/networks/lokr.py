@@ -1,7 +1,7 @@
 """LoKr: `delta = alpha / rank * kron(w1, w2)`, either factor whole or itself of low rank.
 
 https://arxiv.org/abs/2212.10650; as in LyCORIS, peft and OneTrainer. Two whole factors have no rank: their scale is 1,
-whatever alpha the file holds.
+whatever alpha the file holds (often the endless rank that a trainer was told, infinite in float16); 1 is written back.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LoKr(Layer):
             self.register_parameter(name, nn.Parameter(factor))
         inner = factors.get(W2_B, factors.get(W1_B))
         self.rank = int(inner.shape[0]) if inner is not None else 0
-        self.alpha = float(self.rank or 1) if alpha is None else float(alpha)
+        self.alpha = float(self.rank or 1) if alpha is None or not self.rank else float(alpha)
 
     @classmethod
     def matches(cls, names: frozenset[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ _MODEL_PREFIXES = (
     *("unet.", "vae.", "text_encoder.", "text_encoder_2."),
 )
 Pieces = Mapping[str, tuple[Piece, ...]]  # by the tensor's name in the checkpoint
+Read = Callable[[str], Tensor]
 _STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 
 
@@ -102,7 +103,7 @@ def merge(job: MergeJob) -> list[NetworkReport]:
     with tensor_reader(job.checkpoint) as (header, read):
         found = {name: checkpoint_pieces(name, info.shape) for name, info in header.tensors.items()}
         pieces = {name: own for name, own in found.items() if own}
-        _check_versions(job, header, loaded, pieces)
+        _check_versions(job, read, loaded, pieces)
         infos = {name: _info(name, info, job.dtype) for name, info in header.tensors.items()}
 
         def produce(name: str) -> Tensor:
@@ -128,10 +129,21 @@ def _merged(tensor: Tensor, pieces: Sequence[Piece], loaded: Sequence[_Loaded]) 
         if whole is None:  # torch promotes no 8-bit floats, so the wide dtype is named
             whole = tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32, copy=True)
         part = _view(whole, piece)
-        shares = [share for item in wanted if (share := _share(item, piece, part)) is not None]
-        with torch.no_grad():
-            part.copy_(weights.merged(part, shares))
+        part.copy_(_changed(part, piece, wanted))
     return tensor if whole is None else whole
+
+
+def _changed(part: Tensor, piece: Piece, wanted: Sequence[_Loaded]) -> Tensor:
+    """A piece with the change of every network that fits; the others are noted."""
+    with torch.no_grad():
+        try:
+            changed = weights.merged(part, [_share(item, piece) for item in wanted])
+        except ShapeMismatch:
+            wanted = [item for item in wanted if _fitting(item, piece, part)]
+            changed = weights.merged(part, [_share(item, piece) for item in wanted])
+    for item in wanted:
+        item.matched.add(piece.key)
+    return changed
 
 
 def _changes(layer: Layer | None, piece: Piece) -> bool:
@@ -143,18 +155,20 @@ def _view(whole: Tensor, piece: Piece) -> Tensor:
     return part.t() if piece.transposed and part.dim() == 2 else part
 
 
-def _share(item: _Loaded, piece: Piece, part: Tensor) -> Share | None:
-    """What a network gives to a piece; None, and a note, if it does not fit."""
-    key = piece.key
-    share = Share(item.network.layers[key], item.strength(key), bias=piece.parameter == "bias")
+def _share(item: _Loaded, piece: Piece) -> Share:
+    """What a network gives to a piece that it changes."""
+    return Share(item.network.layers[piece.key], item.strength(piece.key), bias=piece.parameter == "bias")
+
+
+def _fitting(item: _Loaded, piece: Piece, part: Tensor) -> bool:
+    """Whether a network's share fits a piece; a note if it does not."""
     try:
         with torch.no_grad():
-            weights.merged(part, [share])
+            weights.merged(part, [_share(item, piece)])
     except ShapeMismatch as error:
-        item.mismatched[key] = str(error)
-        return None
-    item.matched.add(key)
-    return share
+        item.mismatched[piece.key] = str(error)
+        return False
+    return True
 
 
 def _refuse_overflow(name: str, wide: Tensor, narrow: Tensor) -> None:
@@ -185,7 +199,7 @@ def _refuse_input_as_output(job: MergeJob) -> None:
             raise BadConfig(f"the output {job.out} is one of the inputs; choose another name with -o")
 
 
-def _check_versions(job: MergeJob, header: Header, loaded: Sequence[_Loaded], pieces: Pieces) -> None:
+def _check_versions(job: MergeJob, read: Read, loaded: Sequence[_Loaded], pieces: Pieces) -> None:
     """Refuse before anything is written what cannot fit."""
     if not pieces:
         raise WrongBaseModel(
@@ -196,7 +210,7 @@ def _check_versions(job: MergeJob, header: Header, loaded: Sequence[_Loaded], pi
     for item in loaded:
         for_these = base_versions(item.network)
         wrong = bool(for_these) and version not in for_these
-        if wrong or not any(_fits(item, piece, header, name) for name, own in pieces.items() for piece in own):
+        if wrong or not any(_fits(item, piece, read, name) for name, own in pieces.items() for piece in own):
             made_for = title(base_version(item.network))
             raise WrongBaseModel(
                 f"no layer of {item.use.path} fits {job.checkpoint}: it was made for {made_for}, or for another size "
@@ -213,12 +227,11 @@ def _version_of(pieces: Pieces) -> str:
     return SD2 if wide or deep else SD1
 
 
-def _fits(item: _Loaded, piece: Piece, header: Header, name: str) -> bool:
-    layer = item.network.layers.get(piece.key)
-    if not _changes(layer, piece):
+def _fits(item: _Loaded, piece: Piece, read: Read, name: str) -> bool:
+    if not _changes(item.network.layers.get(piece.key), piece):
         return False
-    ones = torch.ones(header.tensors[name].shape)  # some types divide by norms of the weight, so not zeros
-    return _share(_Loaded(item.use, item.network), piece, _view(ones, piece)) is not None
+    # The weight itself, for some types ask more of it than a shape.
+    return _fitting(_Loaded(item.use, item.network), piece, _view(read(name), piece))
 
 
 def _metadata(header: Header, loaded: Sequence[_Loaded]) -> dict[str, str]:

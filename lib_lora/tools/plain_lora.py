@@ -67,7 +67,7 @@ def plain_lora(layer: Layer) -> PlainLora | str:
         return f"it has {', '.join(sorted(more))} beside its factors"
     up, down = tensors[UP], tensors[DOWN]
     rank = down.shape[0]
-    scale = float(tensors.get(ALPHA, rank)) / rank * float(tensors.get(SCALAR, 1.0))
+    scale = float(tensors.get(ALPHA, rank)) / (rank or 1) * float(tensors.get(SCALAR, 1.0))
     if MID in tensors:
         core = _wide(tensors[MID])
         core = core if core.ndim == 4 else core[:, :, None, None]
@@ -79,7 +79,8 @@ def plain_lora(layer: Layer) -> PlainLora | str:
         return "its DoRA norms are those of columns"
     biases = [_wide(tensors[BIAS])] if BIAS in tensors else []
     biases += [_wide(tensors[UP_BIAS]) * scale] if UP_BIAS in tensors else []
-    return PlainLora(up, down, scale, magnitude, torch.stack(biases).sum(0) if biases else None)
+    lora = PlainLora(up, down, scale, magnitude, torch.stack(biases).sum(0) if biases else None)
+    return lora if rank else lora.padded(1)  # other readers know no rank 0
 
 
 def _rows(magnitude: Tensor, width_out: int, width_in: int) -> Tensor | None:

@@ -107,6 +107,35 @@ def test_nan_is_refused_with_the_tensors_name(tmp_path: Path, bad: float) -> Non
         read_network(path)
 
 
+@pytest.mark.parametrize(
+    "alpha", [torch.tensor(9_999_999_999.0), torch.tensor(9_999_999_999), torch.tensor(float("inf")).half()]
+)
+def test_an_alpha_that_means_nothing_may_be_any_number(tmp_path: Path, alpha: Tensor) -> None:
+    """Trainers write the endless rank that they are given for "as large as possible", in float16 as infinite."""
+    path = tmp_path / "x.safetensors"
+    whole = {"lokr_w1": torch.randn(2, 2), "lokr_w2": torch.randn(4, 4)}
+    for tensors in (whole, {"diff": torch.randn(8, 8)}):
+        write_tensors(path, {f"{NAME}.{n}": t for n, t in {**tensors, "alpha": alpha}.items()})
+        network = read_network(path)
+        (layer,) = network.layers.values()
+        expected = tensors["diff"] if "diff" in tensors else torch.kron(tensors["lokr_w1"], tensors["lokr_w2"])
+        assert torch.equal(layer.delta(torch.zeros(8, 8)), expected)
+        write_network(path, network)
+        assert read_network(path).layers.keys() == network.layers.keys()
+    counted = {f"{NAME}.lora_up.weight": torch.ones(8, 2), f"{NAME}.lora_down.weight": torch.ones(2, 8)}
+    write_tensors(path, {**counted, f"{NAME}.alpha": alpha})
+    with pytest.raises(BadFile, match=f"{NAME}.alpha"):
+        read_network(path)
+
+
+def test_what_a_strange_tensor_of_a_layer_holds_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    pair = {f"{NAME}.lora_up.weight": torch.ones(4, 2), f"{NAME}.lora_down.weight": torch.ones(2, 4)}
+    write_tensors(path, {**pair, f"{NAME}.strange": torch.full((3,), float("nan"))})
+    network = read_network(path)
+    assert list(network.layers) == [LayerKey("unet", Q)] and network.unknown == (f"{NAME}.strange",)
+
+
 def test_no_network_at_all(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     write_tensors(path, {"something.else": torch.ones(1)})

@@ -98,7 +98,8 @@ FOREIGN = {
     "wan": "diffusion_model.blocks.0.cross_attn.k lora_unet_blocks_3_self_attn_q",
     "hunyuan-video": "transformer.double_blocks.0.img_attn_qkv txt_in.individual_token_refiner.blocks.0.x",
     "z-image": "diffusion_model.layers.0.attention.to_q lora_unet_context_refiner_0_attention_qkv",
-    "qwen-image": "transformer_blocks.0.img_mlp.net.0.proj",
+    "qwen-image": "transformer_blocks.0.img_mlp.net.0.proj lora_unet_transformer_blocks_59_attn_to_q",
+    "anima": "diffusion_model.blocks.0.cross_attn.q_proj lora_unet_blocks_3_self_attn_output_proj",
     "chroma": "lora_unet_distilled_guidance_layer_layers_0_in_layer",
     "pixart": "transformer.transformer_blocks.0.attn1.to_q lora_unet_transformer_blocks_1_attn2_to_k",
     "hidream": "diffusion_model.double_stream_blocks.0.block.attn1.to_q",
@@ -113,6 +114,16 @@ def test_other_base_models_are_told_by_names(version: str, module: str) -> None:
     assert not reading.layers
     assert versions.candidates({}, reading.unknown) == (version,)
     assert version not in versions.title(version)  # people get a written name
+
+
+def test_what_only_one_model_has_goes_before_names_that_several_share() -> None:
+    """Of a file's layers most are attentions, and SD 3, Flux and Qwen-Image call these the same."""
+    shared = [f"transformer.transformer_blocks.{i}.attn.{p}.lora_A.weight" for i in range(9) for p in ("to_q", "to_k")]
+    assert versions.foreign(shared) == "sd3"
+    assert versions.foreign([*shared, "transformer.transformer_blocks.0.img_mlp.net.2.lora_A.weight"]) == "qwen-image"
+    assert versions.foreign([*shared, "transformer.single_transformer_blocks.0.proj_out.lora_A.weight"]) == "flux"
+    attentions = [f"diffusion_model.blocks.{i}.attn1.to_q.lora_A.weight" for i in range(9)]
+    assert versions.foreign([*attentions, "diffusion_model.blocks.0.ffn.net.2.lora_A.weight"]) == "wan"
 
 
 def test_a_flux_file_with_its_clip_encoder_is_flux() -> None:

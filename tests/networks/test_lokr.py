@@ -137,10 +137,13 @@ def test_tucker_round_trip_outline_and_dtypes() -> None:
     m.check_dtypes(tensors, m.base("conv3x3").weight)
 
 
-def test_two_whole_factors_have_scale_one_whatever_the_alpha() -> None:
-    tensors = {"lokr_w1": torch.full((2, 2), 2.0), "lokr_w2": torch.full((3, 4), 3.0), "alpha": torch.tensor(0.25)}
-    assert torch.equal(LoKr.from_tensors(tensors).delta(torch.zeros(6, 8)), torch.full((6, 8), 6.0))
-    assert float(LoKr.from_tensors(tensors).to_tensors()["alpha"]) == 0.25
+@pytest.mark.parametrize("alpha", [0.25, 9_999_999_999.0, float("inf")])
+def test_two_whole_factors_have_scale_one_whatever_the_alpha(alpha: float) -> None:
+    tensors = {"lokr_w1": torch.full((2, 2), 2.0), "lokr_w2": torch.full((3, 4), 3.0), "alpha": torch.tensor(alpha)}
+    layer = LoKr.from_tensors(tensors)
+    assert torch.equal(layer.delta(torch.zeros(6, 8)), torch.full((6, 8), 6.0))
+    assert torch.equal(layer.branch(torch.ones(1, 8), Op(), torch.zeros(6, 8)), torch.full((1, 6), 48.0))
+    assert float(layer.to_tensors()["alpha"]) == 1  # so that no number that means nothing goes into a file
 
 
 def test_missing_alpha_means_scale_one() -> None:

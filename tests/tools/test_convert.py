@@ -217,6 +217,7 @@ VARIANTS: dict[str, dict[LayerKey, dict[str, Any]]] = {
     "core": {CONV: lora(WEIGHTS[CONV], mid=True), TO_K: lora(WEIGHTS[TO_K])},
     "scalar": {TO_K: lora(WEIGHTS[TO_K], scalar=torch.tensor(0.3))},
     "scale that float16 cannot hold": {TO_K: lora(WEIGHTS[TO_K], alpha=0.7, dtype=torch.float16)},
+    "no rank": {TO_K: lora(WEIGHTS[TO_K], rank=0), NET_2: lora(WEIGHTS[NET_2])},
     "no alpha": {TO_K: {name: t for name, t in lora(WEIGHTS[TO_K]).items() if name != "alpha"}},
     "bias beside": {NET_2: lora(WEIGHTS[NET_2], diff_b=torch.randn(12))},
     "bias of lora_B": {NET_2: {**lora(WEIGHTS[NET_2]), "lora_up.bias": torch.randn(12)}},

@@ -16,6 +16,7 @@ from lib_lora.files.tensors import read_header, read_tensors, write_tensors
 from lib_lora.keys.layer_key import LayerKey
 from lib_lora.networks.lora import Lora
 from lib_lora.networks.network import Network
+from lib_lora.networks.tlora import TLora, Triple
 from lib_lora.tools.merge import MergeJob, NetworkUse, merge, parse_use
 
 Q = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
@@ -188,6 +189,25 @@ def test_sdxl_fused_projections_biases_and_an_inpainting_entry(tmp_path: Path) -
         torch.testing.assert_close(out[name], tensor)
         assert not torch.equal(out[name], base[name])
     assert torch.equal(out[IN_PROJ][:16], base[IN_PROJ][:16]) and torch.equal(out[ENTRY][:, 4:], base[ENTRY][:, 4:])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_layer_that_knows_its_base_weight_again_is_shown_that_weight(
+    tmp_path: Path, base: dict[str, Tensor], seed: int
+) -> None:
+    """T-LoRA looks for its start among the weight's singular vectors, here the last ones."""
+    torch.manual_seed(seed)
+    weight = torch.randn(48, 48).half().float()
+    u, s, v = (t.contiguous() for t in torch.linalg.svd(weight))
+    p, values, q = u[:, -2:] + torch.randn(48, 2) * 0.01, s[None, -2:], v[-2:] + torch.randn(2, 48) * 0.01
+    layer = TLora(Triple(p, values, q), alpha=2.0)
+    write_tensors(tmp_path / "base.safetensors", {**base, Q: weight.half()})
+    write_network(tmp_path / "t.safetensors", Network("t", {KEYS[Q]: layer}))
+    out = tmp_path / "out.safetensors"
+    (report,) = merge(MergeJob(tmp_path / "base.safetensors", [NetworkUse(tmp_path / "t.safetensors")], out))
+    assert report.matched == 1
+    expected = (weight.double() + layer.delta(weight.double())).detach().half()
+    torch.testing.assert_close(read_tensors(out)[Q], expected, rtol=2e-3, atol=1e-3)
 
 
 def test_a_bias_the_checkpoint_lacks_is_told(files: Path, base: dict[str, Tensor]) -> None:
