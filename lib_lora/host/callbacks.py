@@ -57,7 +57,11 @@ class Lorakit:
             self.tag.forget_texts()
 
     def before_ui(self) -> None:
-        """When all scripts are loaded and no page is built yet."""
+        """When all scripts are loaded and no page is built yet; also where there will be none (--nowebui).
+
+        Settings added later than this are unknown to the API before 1.9.
+        """
+        self.settings.add(self.library.names, self.tag.forget_texts)
         if not self.builtin.enabled:
             made = page.make_page(self.host, self.catalog, self.settings)
             self.webui.ui_extra_networks.register_page(made)
@@ -111,7 +115,6 @@ def register() -> type | None:
     callbacks.on_cfg_denoiser(kit.tag.step)
     callbacks.on_infotext_pasted(kit.pasted)
     callbacks.on_script_unloaded(kit.unload)
-    callbacks.on_ui_settings(lambda: kit.settings.add(kit.library.names, kit.tag.forget_texts))
     callbacks.on_ui_tabs(lambda: _tab(kit))
     return _script_class(kit)
 

@@ -112,6 +112,7 @@ def test_page_and_api_are_ours_only_without_the_built_in(webui: Any, kit: Any) -
     kit.before_ui()
     kit.started(None, app)
     assert len(webui.ui_extra_networks.pages) == 1 and len(routes) == 2
+    assert {"lorakit_apply", "sd_lora"} <= set(webui.shared.opts.data_labels)
     webui.extensions.active = lambda: [SimpleNamespace(name="Lora", is_builtin=True)]
     kit.before_ui()
     kit.started(None, app)
@@ -146,7 +147,7 @@ def test_the_script_settles_before_every_picture_and_batch(
 ) -> None:
     registered: dict[str, Any] = {}
     names = ("before_ui", "app_started", "model_loaded", "cfg_denoiser", "infotext_pasted", "script_unloaded")
-    names += ("ui_settings", "ui_tabs")
+    names += ("ui_tabs",)
     webui.script_callbacks = SimpleNamespace(
         **{f"on_{name}": lambda call, name=name: registered.__setitem__(name, call) for name in names}
     )

@@ -82,19 +82,47 @@ class TestStrengthsOverTime:
 class TestRefiner:
     """The webui swaps the model in mid-sampling, encodes the texts with it, and activates nothing."""
 
-    def test_a_loaded_refiner_gets_the_networks_before_the_texts_are_encoded(
-        self, webui: Any, tag: LoraTag, picture: Any
+    @pytest.fixture
+    def encoded(self, webui: Any, picture: Any) -> list[Any]:
+        """The changed weight at each time that the texts are encoded."""
+        seen: list[Any] = []
+        picture.setup_conds = lambda: seen.append(weight(webui).detach().clone())
+        webui.prompt_parser = SimpleNamespace(
+            reconstruct_multicond_batch=lambda cond, step: ([], f"{cond} {step}"),
+            reconstruct_cond_batch=lambda uncond, step: f"{uncond} {step}",
+        )
+        return seen
+
+    def _at(self, step: int) -> SimpleNamespace:
+        params = at(step)
+        params.denoiser.sampler = SimpleNamespace(sampler_extra_args={"cond": "old", "uncond": "old"})
+        new = {"cond": "new", "uncond": "no"}
+        params.denoiser.update_inner_model = lambda: params.denoiser.sampler.sampler_extra_args.update(new)
+        return params
+
+    def test_a_refiner_that_is_loaded_gets_the_networks_and_the_texts_are_encoded_with_them(
+        self, webui: Any, tag: LoraTag, picture: Any, encoded: list[Any]
     ) -> None:
         original = weight(webui).detach().clone()
-        tag.activate(picture, [words("loud")])
+        tag.activate(picture, [words("loud", "1", "stop=6")])
         picture.cached_c[0] = "with the base model"
         with torch.no_grad():
             weight(webui).copy_(original + 10)  # other weights in the same objects
         tag.host.model_loaded(webui.shared.sd_model)
-        tag.model_swapped()
+        tag.activate(SimpleNamespace(steps=50, extra_generation_params={}), [])  # for the webui's empty text
+        assert torch.equal(weight(webui), original + 10)
+        params = self._at(5)
+        tag.step(params)
         assert torch.allclose(weight(webui), original + 12) and picture.cached_c[0] is None
+        assert torch.equal(encoded[0], weight(webui)) and len(encoded) == 1
+        assert (params.text_cond, params.text_uncond) == ("new 5", "no 5")
+        tag.step(self._at(6))
+        assert torch.equal(weight(webui), original + 10) and len(encoded) == 1, "its schedule goes on"
+        assert picture.comments == ["loud: 1 layers applied"]
 
-    def test_one_that_was_in_memory_is_noticed_at_the_next_call(self, webui: Any, tag: LoraTag, picture: Any) -> None:
+    def test_one_that_was_in_memory_is_noticed_at_the_next_call(
+        self, webui: Any, tag: LoraTag, picture: Any, encoded: list[Any]
+    ) -> None:
         base = webui.shared.sd_model
         original = weight(webui).detach().clone()
         tag.activate(picture, [words("loud")])
@@ -102,19 +130,31 @@ class TestRefiner:
         with torch.no_grad():
             refiner.model.diffusion_model.input_blocks[0][0].weight.copy_(original + 10)
         webui.shared.sd_model = refiner
-        encoded: list[Any] = []
-        picture.setup_conds = lambda: encoded.append(weight(webui).detach().clone())
-        tag.step(at(5))
+        tag.step(self._at(5))
+        tag.step(self._at(6))
         assert torch.allclose(weight(webui), original + 12)
-        assert torch.equal(encoded[0], weight(webui)), "texts are encoded with the networks"
+        assert torch.equal(encoded[0], weight(webui)) and len(encoded) == 1
         assert torch.equal(base.model.diffusion_model.input_blocks[0][0].weight, original)
 
-    def test_a_checkpoint_loaded_between_pictures_gets_nothing(self, webui: Any, tag: LoraTag, picture: Any) -> None:
+    def test_a_checkpoint_loaded_between_pictures_gets_nothing(
+        self, webui: Any, tag: LoraTag, picture: Any, encoded: list[Any]
+    ) -> None:
         original = weight(webui).detach().clone()
         tag.activate(picture, [words("loud")])
         tag.deactivate(picture)
         with torch.no_grad():
             weight(webui).copy_(original + 10)
         tag.host.model_loaded(webui.shared.sd_model)
-        tag.model_swapped()
-        assert torch.equal(weight(webui), original + 10)
+        tag.activate(SimpleNamespace(steps=50, extra_generation_params={}), [])
+        tag.step(self._at(0))
+        assert torch.equal(weight(webui), original + 10) and encoded == []
+
+    def test_the_next_pass_of_the_picture_forgets_the_interrupted_one(
+        self, webui: Any, tag: LoraTag, picture: Any, encoded: list[Any]
+    ) -> None:
+        original = weight(webui).detach().clone()
+        tag.activate(picture, [words("loud")])
+        tag.activate(SimpleNamespace(steps=50, extra_generation_params={}), [])
+        tag.activate(picture, [])
+        tag.step(self._at(0))
+        assert torch.equal(weight(webui), original) and encoded == []

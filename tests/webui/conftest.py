@@ -103,14 +103,7 @@ class Server:
 
     def pasted(self, text: str) -> Any:
         """The fields that pasting this infotext fills."""
-        image, raw = Image.new("RGB", (8, 8)), io.BytesIO()
-        from PIL.PngImagePlugin import PngInfo
-
-        info = PngInfo()
-        info.add_text("parameters", text)
-        image.save(raw, "PNG", pnginfo=info)
-        picture = base64.b64encode(raw.getvalue()).decode()
-        return self.post("/sdapi/v1/png-info", {"image": f"data:image/png;base64,{picture}"})
+        return self.post("/probe/paste", {"text": text})
 
     def reload(self) -> None:
         """The page's "Reload UI": scripts are loaded anew in the same process."""

@@ -75,6 +75,8 @@ def started(_demo: Any, app: FastAPI) -> None:
     app.add_api_route("/probe/cards", lambda: {"html": cards("txt2img")}, methods=["GET"])
     app.add_api_route("/probe/reload", shared.state.request_restart, methods=["POST"])
     app.add_api_route("/probe/axes", axes, methods=["GET"])
+    app.add_api_route("/probe/plot", plot, methods=["GET"])
+    app.add_api_route("/probe/paste", paste, methods=["POST"])
     app.add_api_route("/probe/install", install, methods=["POST"])
 
 
@@ -82,6 +84,24 @@ def axes() -> list[str]:
     """The labels of the X/Y/Z plot's axes for txt2img, in the order of its lists."""
     (data,) = {id(d.module): d for d in scripts.scripts_data if d.path.endswith("xyz_grid.py")}.values()
     return [o.label for o in data.module.axis_options if not getattr(o, "is_img2img", False)]
+
+
+def plot() -> list[list[Any]]:
+    """Label and value of each of the X/Y/Z plot's arguments."""
+    runner = scripts.scripts_txt2img
+    (script,) = [script for script in runner.selectable_scripts if script.title() == "X/Y/Z plot"]
+    return [[c.label, getattr(c, "value", None)] for c in runner.inputs[script.args_from : script.args_to]]
+
+
+def paste(body: dict[str, str]) -> dict[str, Any]:
+    """The fields that pasting an infotext fills."""
+    try:
+        from modules import infotext_utils
+    except ImportError:  # before 1.8
+        from modules import generation_parameters_copypaste as infotext_utils
+    fields = infotext_utils.parse_generation_parameters(body["text"])
+    script_callbacks.infotext_pasted_callback(body["text"], fields)
+    return {name: value for name, value in fields.items() if isinstance(value, str)}
 
 
 def install(body: dict[str, str]) -> dict[str, str]:

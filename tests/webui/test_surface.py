@@ -143,7 +143,7 @@ def test_pasting_finds_renamed_files_in_every_prompt(ours: Any, our_shots: Any) 
             f'Seed: 7, Size: 128x128, Lora hashes: "old name: {digest}, loud: {digest}", '
             'Hires prompt: "c, <lora:old name:1>", Hires negative prompt: "<lora:old name:1>"'
         )
-        fields, again = (ours.pasted(pasted)["parameters"] for pasted in (text, infotext))
+        fields, again = (ours.pasted(pasted) for pasted in (text, infotext))
     finally:
         renamed.rename(path)
     assert fields["Prompt"] == "a <lora:very, loud:0.5>" and fields["Negative prompt"] == "b <lora:very, loud:1>"
@@ -164,13 +164,9 @@ def test_a_plot_of_strengths_and_presets(ours: Any, our_shots: Any) -> None:
 
 def _plot(server: Any, axes: list[Any]) -> list[list[Any]]:
     """Cells by row and column of a plot without legend."""
-    infos = [
-        info for info in server.get("/sdapi/v1/script-info") if info["name"] == "x/y/z plot" and not info["is_img2img"]
-    ]
-    rest = [argument["value"] for argument in infos[0]["args"][len(axes) :]]
-    names = [argument["label"] for argument in infos[0]["args"][len(axes) :]]
-    rest[names.index("Draw legend")] = False
-    image, _ = server.picture(TAGGED, script_name="x/y/z plot", script_args=[*axes, *rest])
+    rest = server.get("/probe/plot")[len(axes) :]
+    values = [False if label == "Draw legend" else value for label, value in rest]
+    image, _ = server.picture(TAGGED, script_name="X/Y/Z plot", script_args=[*axes, *values])
     assert image.shape == (256, 256, 3), image.shape
     return [
         [image[128 * row : 128 * (row + 1), 128 * column : 128 * (column + 1)] for column in range(2)]
