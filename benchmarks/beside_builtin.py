@@ -185,7 +185,7 @@ def main() -> None:
         (data / "extensions" / ROOT.name).symlink_to(ROOT)
         (data / "config.json").write_text(json.dumps({"sd_checkpoint_cache": 0}), encoding="utf-8")
         references = {kind: make(kind, checkpoint, data)[1] for kind in args.only}
-        with serving(args.webui, args.python, data, checkpoint) as server:
+        with serving(args.webui, args.python, data, ["--ckpt", str(checkpoint)]) as server:
             print(f"{'type':16} {'effect':>8}   {'ours':>12}   {'built-in':>12}   {'apart at 0.5':>12}   plain again")
             for kind in args.only:
                 print(compare(server, kind, checkpoint, references[kind], args.out), flush=True)
