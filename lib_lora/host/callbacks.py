@@ -45,7 +45,8 @@ class Lorakit:
             if self.builtin.take(self.tag, self.tag.neighbours.owners()):
                 self.tag.neighbours.settle(self.tag)
             else:
-                log.warning("another extension owns the tag <lora:...>; it stays the one that applies networks")
+                told = "another extension owns the tag <lora:...>; it stays the one that applies networks"
+                self.tag.neighbours.say_once(told)
                 self.tag.restore()
         else:
             self.tag.restore()

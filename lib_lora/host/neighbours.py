@@ -70,7 +70,7 @@ class Neighbours:
             log.warning("%s", error)
             found = Presets()
         for line in found.skipped:
-            self._say(f"left out of the presets: {line}")
+            self.say_once(f"left out of the presets: {line}")
         for script in self._scripts():
             if type(script).__module__ == BLOCK_WEIGHT:
                 found = _with_tab(found, getattr(script, "lratios", {}), getattr(script, "elementals", {}))
@@ -81,9 +81,10 @@ class Neighbours:
             yield from getattr(runner, "alwayson_scripts", ())
 
     def _tell(self, extension: str, syntax: str) -> None:
-        self._say(f"{extension} is loaded as well: LoRA kit itself reads {syntax}; you do not need both")
+        self.say_once(f"{extension} is loaded as well: LoRA kit itself reads {syntax}; you do not need both")
 
-    def _say(self, message: str) -> None:
+    def say_once(self, message: str) -> None:
+        """A warning on the console, if it is a new one."""
         if message not in self._told:
             self._told.add(message)
             log.warning("%s", message)

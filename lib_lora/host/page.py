@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lib_lora.host.catalog import UNKNOWN, VERSIONS, Card, Catalog
@@ -14,6 +18,8 @@ TITLE = "Lora"
 MODELS = ("SD1", "SD2", "SDXL")
 # What the user writes about a network, under the names that the built-in gives them.
 VERSION, ACTIVATION, WEIGHT, NEGATIVE = "sd version", "activation text", "preferred weight", "negative text"
+
+_MARKUP = re.compile(r"<[^>]*>")
 
 
 def make_page(host: WebuiHost, catalog: Catalog, settings: Settings) -> Any:
@@ -76,7 +82,8 @@ class _Items:
             "sd_version": card.version,
         }
         page.read_user_metadata(item)
-        notes: dict[str, Any] = item["user_metadata"]
+        notes: dict[str, Any] = {**_civitai(Path(f"{stem}.civitai.info")), **item["user_metadata"]}
+        item["description"] = item["description"] or notes.get("description")
         if notes.get(VERSION) in VERSIONS.values():
             item["sd_version"] = notes[VERSION]
         item["prompt"], item["negative_prompt"] = _prompts(self.catalog.preferred_name(card), notes)
@@ -94,6 +101,17 @@ def _cover(page: Any, stem: str, card: Card) -> Any:
     """A picture inside the file, which the webui shows since 1.9."""
     find = getattr(page, "find_embedded_preview", None)
     return find(stem, card.name, card.metadata) if find is not None else None
+
+
+def _civitai(sidecar: Path) -> dict[str, str]:
+    """What the site's record beside the file says, as the user's own notes would: they come first."""
+    try:
+        told = json.loads(sidecar.read_text(encoding="utf-8"))
+        words = [str(word) for word in told.get("trainedWords") or []]
+        about = _MARKUP.sub(" ", html.unescape(told.get("description") or ""))
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return {}
+    return {ACTIVATION: ", ".join(words), "description": " ".join(about.split())}
 
 
 def _sort_keys(page: Any, card: Card) -> dict[str, Any]:

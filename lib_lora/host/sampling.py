@@ -29,6 +29,12 @@ def start_of(p: Any, hires: bool) -> Moment:
     return Moment(0, max(int(steps), 1), hires)
 
 
+def is_drawn(p: Any, params: Any) -> bool:
+    """Whether a denoiser callback is for this picture."""
+    denoiser = getattr(params, "denoiser", None)
+    return denoiser.p is p if denoiser is not None else getattr(p, "sampler", None) is not None
+
+
 def denoiser_of(params: Any, p: Any) -> Any:
     """The denoiser that calls back; before 1.8 the callback does not bring it along."""
     return getattr(params, "denoiser", None) or p.sampler.model_wrap_cfg

@@ -61,8 +61,9 @@ class LoraTag:
 
     def activate(self, p: Any, params_list: Sequence[Any]) -> None:
         """Make the model carry exactly the networks of `params_list`, none if it is empty."""
-        if self._pass is not None and self._pass.p is not p:
-            self._interrupted = self._pass
+        self._interrupted = self._interrupted or self._pass
+        if self._interrupted is not None and self._interrupted.p is p:
+            self._interrupted = None
         self._pass = self._lent = None
         try:
             why = self.neighbours.needs_builtin()
@@ -106,12 +107,13 @@ class LoraTag:
         The refiner takes the model's place in mid-picture. If its checkpoint must be loaded, the webui encodes an
         empty text with it and activates no networks for that; nothing else is activated, and the texts are encoded.
         """
-        now, interrupted = self._interrupted or self._pass, self._interrupted is not None
+        passes = [one for one in (self._pass, self._interrupted) if one is not None]
+        now = next((one for one in passes if sampling.is_drawn(one.p, params)), None)
         if now is None or not now.requests:
             return
         try:
             denoiser, model = sampling.denoiser_of(params, now.p), self.host.patchable()
-            if interrupted or model is not now.model:
+            if now is not self._pass or model is not now.model:
                 self._interrupted, self._pass = None, dataclasses.replace(now, model=model)
                 self._apply(self._pass)
                 now.p.setup_conds()
@@ -128,8 +130,6 @@ class LoraTag:
         requests = tuple(self._requests(p, params_list))
         hires = sampling.in_hires_pass(p, params_list, self.name)
         seed = int((getattr(p, "seeds", None) or [0])[0])
-        if self._interrupted is not None and self._interrupted.p is p:
-            self._interrupted = None
         self._pass = _Pass(p, model, requests, sampling.start_of(p, hires), seed)
         self.runtime.keep = self.settings.keep
         report = self._apply(self._pass)

@@ -236,8 +236,7 @@ def weight(webui: Any) -> Any:
     return webui.shared.sd_model.model.diffusion_model.input_blocks[0][0].weight
 
 
-def at(step: int, steps: int = 8, **more: Any) -> SimpleNamespace:
-    """A denoiser callback of a first-order sampler."""
-    p = SimpleNamespace(sampler_name="Euler")
+def at(step: int, p: Any, steps: int = 8, **more: Any) -> SimpleNamespace:
+    """A denoiser callback of a first-order sampler that draws `p`."""
     denoiser = SimpleNamespace(step=step, steps=steps, total_steps=steps, p=p, update_inner_model=lambda: None)
     return SimpleNamespace(denoiser=denoiser, total_sampling_steps=steps, sampling_step=0, **more)

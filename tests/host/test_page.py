@@ -59,6 +59,21 @@ def test_a_click_writes_tag_strength_and_texts(page: Any, loud: Path) -> None:
     assert page.create_item("nosuch") is None
 
 
+def test_the_sites_record_beside_the_file_serves_until_the_user_writes_notes(page: Any, loud: Path) -> None:
+    sidecar = loud.with_suffix(".civitai.info")
+    sidecar.write_text(
+        json.dumps({"trainedWords": ["sks", "a dog"], "description": "<p>A &lt;b&gt;dog&lt;/b&gt;</p>\n!"})
+    )
+    item = page.create_item("loud")
+    assert item["prompt"].endswith('+ " sks, a dog"') and item["description"] == "A dog !"
+    loud.with_suffix(".json").write_text(json.dumps({"activation text": "mine"}))
+    assert page.create_item("loud")["prompt"].endswith('+ " mine"')
+    loud.with_suffix(".json").unlink()
+    for broken in ("{", "[]", '{"trainedWords": 3}', '{"description": 3}'):
+        sidecar.write_text(broken)
+        assert page.create_item("loud")["prompt"].endswith('">"')
+
+
 @pytest.mark.parametrize(
     ("loaded", "version", "options", "shown"),
     [

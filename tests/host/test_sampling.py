@@ -19,7 +19,7 @@ class TestStrengthsOverTime:
         tag.activate(picture, [words("loud", "1", "start=2", "stop=4")])
         seen = []
         for step in range(8):
-            tag.step(at(step))
+            tag.step(at(step, picture))
             seen.append(round(float((weight(webui) - original).mean()), 3))
         assert seen == [0, 0, 2, 2, 0, 0, 0, 0]
         tag.deactivate(picture)
@@ -31,7 +31,7 @@ class TestStrengthsOverTime:
         tag.activate(picture, [words("loud", "1", "stop=4")])
         seen = []
         for call in range(16):
-            params = at(call)
+            params = at(call, picture)
             params.denoiser.total_steps = 16
             tag.step(params)
             seen.append(bool((weight(webui) != original).any()))
@@ -40,7 +40,7 @@ class TestStrengthsOverTime:
     def test_before_1_8_the_denoiser_is_the_samplers(self, webui: Any, tag: LoraTag, picture: Any) -> None:
         original = weight(webui).detach().clone()
         tag.activate(picture, [words("loud", "1", "stop=4")])
-        params = at(5)
+        params = at(5, picture)
         picture.sampler = SimpleNamespace(model_wrap_cfg=params.denoiser)
         del params.denoiser
         tag.step(params)
@@ -51,7 +51,7 @@ class TestStrengthsOverTime:
         tag.activate(picture, [words("loud", "1", "stop=4")])
         seen = []
         for sigma in (10.0, 1.01, 0.99, 0.1, 0.0):
-            params = at(0, sigma=torch.tensor([sigma]))
+            params = at(0, picture, sigma=torch.tensor([sigma]))
             params.denoiser.p.sampler_name = "DPM adaptive"
             params.denoiser.inner_model = SimpleNamespace(sigmas=torch.tensor([0.1, 1.0, 10.0]))
             tag.step(params)
@@ -74,7 +74,7 @@ class TestStrengthsOverTime:
         tag.activate(picture, [words("loud", "1", "stop=4")])
         monkeypatch.setattr(tag.runtime, "advance", lambda *_: 1 / 0)
         for step in range(3):
-            tag.step(at(step))
+            tag.step(at(step, picture))
         assert sum("division" in comment for comment in picture.comments) == 1
         assert torch.equal(weight(webui), original)
 
@@ -93,8 +93,8 @@ class TestRefiner:
         )
         return seen
 
-    def _at(self, step: int) -> SimpleNamespace:
-        params = at(step)
+    def _at(self, step: int, p: Any) -> SimpleNamespace:
+        params = at(step, p)
         params.denoiser.sampler = SimpleNamespace(sampler_extra_args={"cond": "old", "uncond": "old"})
         new = {"cond": "new", "uncond": "no"}
         params.denoiser.update_inner_model = lambda: params.denoiser.sampler.sampler_extra_args.update(new)
@@ -111,12 +111,12 @@ class TestRefiner:
         tag.host.model_loaded(webui.shared.sd_model)
         tag.activate(SimpleNamespace(steps=50, extra_generation_params={}), [])  # for the webui's empty text
         assert torch.equal(weight(webui), original + 10)
-        params = self._at(5)
+        params = self._at(5, picture)
         tag.step(params)
         assert torch.allclose(weight(webui), original + 12) and picture.cached_c[0] is None
         assert torch.equal(encoded[0], weight(webui)) and len(encoded) == 1
         assert (params.text_cond, params.text_uncond) == ("new 5", "no 5")
-        tag.step(self._at(6))
+        tag.step(self._at(6, picture))
         assert torch.equal(weight(webui), original + 10) and len(encoded) == 1, "its schedule goes on"
         assert picture.comments == ["loud: 1 layers applied"]
 
@@ -130,8 +130,8 @@ class TestRefiner:
         with torch.no_grad():
             refiner.model.diffusion_model.input_blocks[0][0].weight.copy_(original + 10)
         webui.shared.sd_model = refiner
-        tag.step(self._at(5))
-        tag.step(self._at(6))
+        tag.step(self._at(5, picture))
+        tag.step(self._at(6, picture))
         assert torch.allclose(weight(webui), original + 12)
         assert torch.equal(encoded[0], weight(webui)) and len(encoded) == 1
         assert torch.equal(base.model.diffusion_model.input_blocks[0][0].weight, original)
@@ -146,15 +146,45 @@ class TestRefiner:
             weight(webui).copy_(original + 10)
         tag.host.model_loaded(webui.shared.sd_model)
         tag.activate(SimpleNamespace(steps=50, extra_generation_params={}), [])
-        tag.step(self._at(0))
+        tag.step(self._at(0, picture))
         assert torch.equal(weight(webui), original + 10) and encoded == []
 
-    def test_the_next_pass_of_the_picture_forgets_the_interrupted_one(
+    def test_the_next_pass_of_the_picture_is_its_own(
         self, webui: Any, tag: LoraTag, picture: Any, encoded: list[Any]
     ) -> None:
         original = weight(webui).detach().clone()
         tag.activate(picture, [words("loud")])
         tag.activate(SimpleNamespace(steps=50, extra_generation_params={}), [])
-        tag.activate(picture, [])
-        tag.step(self._at(0))
+        tag.activate(picture, [words("loud", "1", "start=4")])
+        tag.step(self._at(0, picture))
+        assert torch.equal(weight(webui), original) and encoded == []
+        tag.step(self._at(4, picture))
+        assert torch.allclose(weight(webui), original + 2) and encoded == []
+
+    def test_whoever_activates_something_else_meanwhile_does_not_cost_the_networks(
+        self, webui: Any, tag: LoraTag, picture: Any, encoded: list[Any]
+    ) -> None:
+        original = weight(webui).detach().clone()
+        tag.activate(picture, [words("loud")])
+        for _ in range(2):
+            tag.activate(SimpleNamespace(steps=50, extra_generation_params={}), [])
+        tag.step(self._at(3, picture))
+        assert torch.allclose(weight(webui), original + 2) and len(encoded) == 1
+        tag.activate(SimpleNamespace(steps=50, extra_generation_params={}), [])
+        tag.activate(picture, [words("loud", "0.5")])
+        tag.activate(SimpleNamespace(steps=50, extra_generation_params={}), [])
+        tag.step(self._at(3, picture))
+        assert torch.allclose(weight(webui), original + 1) and len(encoded) == 2
+
+    def test_an_abandoned_picture_has_no_part_in_the_next(
+        self, webui: Any, tag: LoraTag, picture: Any, encoded: list[Any]
+    ) -> None:
+        original = weight(webui).detach().clone()
+        tag.activate(picture, [words("loud")])  # and no `deactivate`, as after an error
+        following = SimpleNamespace(steps=8, sampler_name="Euler", extra_generation_params={}, seeds=[1])
+        tag.activate(following, [])
+        tag.step(self._at(3, following))
+        assert torch.equal(weight(webui), original) and encoded == []
+        tag.finish()
+        tag.step(self._at(4, picture))
         assert torch.equal(weight(webui), original) and encoded == []

@@ -146,7 +146,7 @@ class TestWithTheBuiltIn:
         told = [(n.name, n.te_multiplier, n.unet_multiplier, n.mentioned_name) for n in builtin.loaded_networks]
         assert told == [("loud", 0.5, 0.25, "loud"), ("loud", 1.0, 1.0, "loud")]
         assert builtin.loaded_networks[0].network_on_disk.filename == str(loud)
-        tag.step(at(6))
+        tag.step(at(6, picture))
         assert builtin.loaded_networks[1].unet_multiplier == 0
         tag.activate(picture, [])
         assert builtin.loaded_networks == []
