@@ -108,7 +108,7 @@ class Background:
             log.info("no hash of %s: %s", entry.relative, error)
             return
         if fresh(entry) == entry:  # else it was overwritten meanwhile, and is another entry at the next look
-            self.library.index.add_hashes(entry.path, entry.stamp, hashes)
+            self.library.index.add_hashes(entry.file, entry.stamp, hashes)
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self._save()
 

@@ -16,14 +16,14 @@ _SETTLED = 2_000_000_000  # ns: file systems' clocks tick up to so slowly
 Stamp = tuple[int, int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One file. `name` is its stem, `relative` its path inside the library without suffix, with `/`; times in ns.
 
     `changed` is the time of the file's entry itself: it tells a copy that brought its old mtime along.
     """
 
-    path: Path
+    file: str
     name: str
     relative: str
     mtime: int
@@ -31,9 +31,14 @@ class Entry:
     changed: int = 0
 
     @property
+    def path(self) -> Path:
+        """`file` as a path. Made when asked for: twelve thousand would take longer than listing their folders."""
+        return Path(self.file)
+
+    @property
     def suffix(self) -> str:
         """The file's suffix as it is written."""
-        return self.path.name[len(self.name) :]
+        return self.file[self.file.rindex(".") :]
 
     @property
     def stamp(self) -> Stamp:
@@ -93,10 +98,10 @@ class Folders:
 def fresh(entry: Entry) -> Entry | None:
     """The entry with the file's times and size of this moment; None if the file is gone."""
     try:
-        about = os.stat(entry.path)
+        about = os.stat(entry.file)
     except OSError:
         return None
-    return Entry(entry.path, entry.name, entry.relative, about.st_mtime_ns, about.st_size, about.st_ctime_ns)
+    return Entry(entry.file, entry.name, entry.relative, about.st_mtime_ns, about.st_size, about.st_ctime_ns)
 
 
 def suffix_of(name: str) -> str:
@@ -127,7 +132,7 @@ def _list(root: Path, path: str, mtime: int | None, identity: object) -> _Folder
                 about = item.stat()
                 stem = item.name[: -len(suffix)]
                 times = about.st_mtime_ns, about.st_size, about.st_ctime_ns
-                folder.files.append(Entry(Path(item.path), stem, prefix + stem, *times))
+                folder.files.append(Entry(item.path, stem, prefix + stem, *times))
         except OSError:
             continue  # a link that leads nowhere or round in circles, or deleted since the folder was listed
     return folder

@@ -20,7 +20,7 @@ LEGACY_START, LEGACY_LENGTH = 0x100000, 0x10000
 _BLOCK = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Hashes:
     """`data` is sha256 of all bytes after a safetensors header, the webui's hash; `whole` that of the whole file.
 

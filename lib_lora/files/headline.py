@@ -50,7 +50,7 @@ _ENDINGS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Headline:
     """`alias` is the name a file was trained under, `version` the base model's as in `keys.versions`.
 

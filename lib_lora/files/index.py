@@ -19,10 +19,11 @@ log = logging.getLogger(__name__)
 
 Stamp = tuple[int, int, int]  # mtime, size, change time
 _FORMAT = 1  # of the file on disk; a file of another one is made anew
+_TYPES = [int, int, int, str, str, str, int, str, str, str, str]  # of a row: stamp, headline, hashes
 _FIELDS = tuple(f.name for f in dataclasses.fields(Headline))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What is known of one state of a file. `hashes` is None until somebody has read all of it."""
 
@@ -60,12 +61,12 @@ class Index:
         self._saved = 0
         self._known: dict[str, tuple[Stamp, Facts]] = self._load()
 
-    def known(self, path: Path, stamp: Stamp) -> Facts | None:
+    def known(self, path: str | Path, stamp: Stamp) -> Facts | None:
         """The facts of this state of the file if they are known. A dict look-up."""
         entry = self._known.get(str(path))
         return entry[1] if entry is not None and entry[0] == stamp else None
 
-    def read(self, path: Path, stamp: Stamp) -> Facts:
+    def read(self, path: str | Path, stamp: Stamp) -> Facts:
         """The facts of this state of the file; reads its header if they are not known."""
         facts = self.known(path, stamp)
         if facts is None:
@@ -73,11 +74,11 @@ class Index:
             self._put(path, stamp, facts)
         return facts
 
-    def add_hashes(self, path: Path, stamp: Stamp, hashes: Hashes) -> None:
+    def add_hashes(self, path: str | Path, stamp: Stamp, hashes: Hashes) -> None:
         """Keep the hashes of this state of the file."""
         self._put(path, stamp, dataclasses.replace(self.read(path, stamp), hashes=hashes))
 
-    def save(self, present: Iterable[Path] | None = None) -> None:
+    def save(self, present: Iterable[str | Path] | None = None) -> None:
         """Write the cache if something is new; with `present`, files that are no longer there are forgotten."""
         with self._lock:
             if present is not None:
@@ -99,7 +100,7 @@ class Index:
                 log.warning("the list of networks is not kept: %s", error)
             self._saved = changes
 
-    def _put(self, path: Path, stamp: Stamp, facts: Facts) -> None:
+    def _put(self, path: str | Path, stamp: Stamp, facts: Facts) -> None:
         with self._lock:
             self._known[str(path)] = stamp, facts
             self._changes += 1
@@ -126,12 +127,9 @@ def _row(facts: Facts) -> list[object]:
 
 def _unrow(row: list[object]) -> tuple[Stamp, Facts]:
     """Raises ValueError for a row that `_row` did not make."""
+    if list(map(type, row)) != _TYPES:  # at once: there are thousands of rows
+        raise ValueError(f"a row of it is of other types: {row!r:.80}")
     mtime, size, changed, alias, version, kind, layers, stated, fault, data, whole = row
-    texts = (alias, version, kind, stated, fault, data, whole)
-    if not all(type(number) is int for number in (mtime, size, changed, layers)):
-        raise ValueError(f"a row of it has no times: {row!r:.80}")
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"a row of it has no names: {row!r:.80}")
     headline = Headline(alias, version, kind, layers, stated, fault)  # type: ignore[arg-type]
     hashes = Hashes(data, whole) if data and whole else None  # type: ignore[arg-type]
     return (mtime, size, changed), Facts(headline, hashes)  # type: ignore[return-value]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 import threading
 import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from lib_lora.errors import NetworkNotFound
@@ -27,7 +29,7 @@ class _Listing:
 
     files: list[Entry]
     shown: tuple[Entry, ...] = ()
-    by_path: Table = field(default_factory=dict)
+    by_path: dict[str, Entry] = field(default_factory=dict)
     by_name: Table = field(default_factory=dict)
 
     @classmethod
@@ -35,20 +37,20 @@ class _Listing:
         best: dict[str, Entry] = {}
         for entry in files:
             rival = best.setdefault(entry.relative, entry)
-            if rival is not entry and rival.path.parent == entry.path.parent and _rank(entry) < _rank(rival):
+            if rival is not entry and _beside(rival, entry) and _rank(entry) < _rank(rival):
                 best[entry.relative] = entry
         shown = tuple(best[relative] for relative in sorted(best))
         whole: dict[str, Entry] = {}
         for entry in files:
             whole.setdefault(entry.relative + entry.suffix, entry)
-        names = [(entry.name, entry) for entry in shown]
-        names += [(entry.path.name, entry) for entry in whole.values()]
-        paths = {**whole, **best}
-        return cls(files, shown, {path: (entry,) for path, entry in paths.items()}, _table(names))
+        names = ((entry.name, entry) for entry in shown)
+        whole_names = ((entry.name + entry.suffix, entry) for entry in whole.values())
+        return cls(files, shown, {**whole, **best}, _table(chain(names, whole_names)))
 
     def called(self, wanted: str) -> tuple[Entry, ...]:
         """What a relative path or a file name means, with or without suffix."""
-        return self.by_path.get(wanted) or self.by_name.get(wanted) or ()
+        entry = self.by_path.get(wanted)
+        return (entry,) if entry is not None else self.by_name.get(wanted, ())
 
 
 class NetworkLibrary:
@@ -84,14 +86,14 @@ class NetworkLibrary:
 
     def facts(self, entry: Entry) -> Facts:
         """What the file tells about itself; its header is read if this state of it was not met before."""
-        return self.index.read(entry.path, entry.stamp)
+        return self.index.read(entry.file, entry.stamp)
 
     def by_hash(self, digits: str) -> list[Entry]:
         """The files of which a known hash begins with these digits (8 or more)."""
         wanted = digits.lower()
         if len(wanted) < 8:
             return []
-        known = ((entry, self.index.known(entry.path, entry.stamp)) for entry in self.entries())
+        known = ((entry, self.index.known(entry.file, entry.stamp)) for entry in self.entries())
         return [entry for entry, facts in known if facts is not None and facts.has_hash(wanted)]
 
     def find(self, name: str) -> Entry:
@@ -126,8 +128,8 @@ class NetworkLibrary:
         return now if now == entry else None  # overwritten: it may tell another alias by now
 
     def _folded(self, listing: _Listing, wanted: str) -> Entry | None:
-        tables = (listing.by_path, listing.by_name, self._aliased(listing))
-        for table in tables:
+        paths = {path: (entry,) for path, entry in listing.by_path.items()}
+        for table in (paths, listing.by_name, self._aliased(listing)):
             hits = [entry for key, entries in table.items() if _fold(key) == _fold(wanted) for entry in entries]
             entry = _only(wanted, tuple(dict.fromkeys(hits)))
             if entry is not None:
@@ -162,7 +164,7 @@ class NetworkLibrary:
             if self._aliases[0] is not listing:
                 known = ((self.facts(entry).headline.alias, entry) for entry in listing.shown)
                 self._aliases = listing, _table((alias, entry) for alias, entry in known if alias)
-                self.index.save(entry.path for entry in listing.files)
+                self.index.save(entry.file for entry in listing.files)
             return self._aliases[1]
 
     def _missing(self, name: str) -> str:
@@ -187,6 +189,10 @@ def _table(named: Iterable[tuple[str, Entry]]) -> Table:
         others = table.get(name)
         table[name] = (entry,) if others is None else (*others, entry)
     return table
+
+
+def _beside(a: Entry, b: Entry) -> bool:
+    return os.path.dirname(a.file) == os.path.dirname(b.file)
 
 
 def _rank(entry: Entry) -> int:

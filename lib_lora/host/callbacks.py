@@ -8,7 +8,7 @@ from typing import Any
 from lib_lora.errors import WrongBaseModel
 from lib_lora.files.background import Background
 from lib_lora.files.library import NetworkLibrary
-from lib_lora.host import axes, infotext, page
+from lib_lora.host import axes, civitai, infotext, page
 from lib_lora.host.builtin import BuiltinLora
 from lib_lora.host.catalog import Catalog
 from lib_lora.host.detect import FORGE, WEBUI, Webui, detect
@@ -38,7 +38,8 @@ class Lorakit:
 
     def settle(self) -> None:
         """Own the tag if the settings say so and the loaded model is one we know; else the built-in owns it."""
-        self.tag.finish()
+        if self.tag.closed:  # a picture is still on its way
+            return
         registry = self.webui.extra_networks.extra_network_registry
         before = registry.get(self.tag.name)
         if (self.settings.apply or self.tag.neighbours.needs_builtin()) and self._knows_model():
@@ -55,14 +56,14 @@ class Lorakit:
             elif not self.builtin.give_back() and before is self.tag:
                 registry.pop(self.tag.name)
         if registry.get(self.tag.name) is not before:
-            self.tag.forget_texts()
+            self.tag.texts.forget()
 
     def before_ui(self) -> None:
         """When all scripts are loaded and no page is built yet; also where there will be none (--nowebui).
 
         Settings added later than this are unknown to the API before 1.9.
         """
-        self.settings.add(self.library.names, self.tag.forget_texts)
+        self.settings.add(self.library.names, self.tag.texts.forget)
         if not self.builtin.enabled:
             made = page.make_page(self.host, self.catalog, self.settings)
             self.webui.ui_extra_networks.register_page(made)
@@ -71,7 +72,9 @@ class Lorakit:
     def started(self, _demo: Any, app: Any) -> None:
         """When the server runs, with or without a page."""
         self.settle()
-        if not self.builtin.enabled:
+        if self.builtin.enabled:
+            civitai.attach(self.webui.ui_extra_networks.extra_pages)
+        else:
             page.add_api(app, self.catalog)
         if not getattr(self.webui.shared.cmd_opts, "no_hashing", False):
             self.background.start()
@@ -86,9 +89,9 @@ class Lorakit:
 
     def unload(self) -> None:
         """Leave the model as its checkpoint made it, and the built-in as its script expects to find it."""
-        self.background.stop()
-        self.tag.restore()
+        self.tag.close()
         self.builtin.leave()
+        self.background.stop()
 
     def _knows_model(self) -> bool:
         if self.webui.sd_models.model_data.sd_model is None:  # asking `shared` would load one
@@ -140,13 +143,15 @@ def _script_class(kit: Lorakit) -> type:
         def show(self, _is_img2img: bool) -> Any:
             return scripts.AlwaysVisible
 
-        def process(self, _p: Any, *_args: Any) -> None:
+        def process(self, p: Any, *_args: Any) -> None:
             kit.settle()
+            if getattr(p, "disable_extra_networks", False):
+                kit.tag.leave_alone(p)
 
         def before_process_batch(self, _p: Any, *_args: Any, **_kwargs: Any) -> None:
             kit.settle()  # after every extension's `process`, one of which may have taken the tag
 
-        def postprocess(self, _p: Any, _processed: Any, *_args: Any) -> None:
-            kit.tag.finish()
+        def postprocess(self, p: Any, _processed: Any, *_args: Any) -> None:
+            kit.tag.finish(p)
 
     return LorakitScript

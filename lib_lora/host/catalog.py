@@ -85,7 +85,7 @@ class Catalog:
         if facts.hash or getattr(self.webui.shared.cmd_opts, "no_hashing", False):
             return facts.short_hash
         try:
-            self.library.index.add_hashes(entry.path, entry.stamp, file_hashes(entry.path))
+            self.library.index.add_hashes(entry.file, entry.stamp, file_hashes(entry.path))
         except BadFile as error:
             log.warning("no hash in infotext: %s", error)
         return self.library.facts(entry).short_hash

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import html
-import json
-import re
+import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from lib_lora.host import civitai
 from lib_lora.host.catalog import UNKNOWN, VERSIONS, Card, Catalog
 from lib_lora.host.detect import Webui
 from lib_lora.host.options import Settings
@@ -17,9 +15,7 @@ from lib_lora.host.webui import WebuiHost
 TITLE = "Lora"
 MODELS = ("SD1", "SD2", "SDXL")
 # What the user writes about a network, under the names that the built-in gives them.
-VERSION, ACTIVATION, WEIGHT, NEGATIVE = "sd version", "activation text", "preferred weight", "negative text"
-
-_MARKUP = re.compile(r"<[^>]*>")
+VERSION, ACTIVATION, WEIGHT, NEGATIVE = "sd version", civitai.ACTIVATION, "preferred weight", "negative text"
 
 
 def make_page(host: WebuiHost, catalog: Catalog, settings: Settings) -> Any:
@@ -43,6 +39,10 @@ def make_page(host: WebuiHost, catalog: Catalog, settings: Settings) -> Any:
         def list_items(self) -> Iterator[Any]:
             made = (items.make(self, card, index) for index, card in enumerate(catalog.cards()))
             yield from (item for item in made if item is not None)
+
+        def read_user_metadata(self, item: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+            super().read_user_metadata(item, *args, **kwargs)
+            civitai.complete(item)
 
         def allowed_directories_for_previews(self) -> list[str]:
             return [str(folder) for folder in host.network_folders()]
@@ -82,8 +82,7 @@ class _Items:
             "sd_version": card.version,
         }
         page.read_user_metadata(item)
-        notes: dict[str, Any] = {**_civitai(Path(f"{stem}.civitai.info")), **item["user_metadata"]}
-        item["description"] = item["description"] or notes.get("description")
+        notes = item["user_metadata"]
         if notes.get(VERSION) in VERSIONS.values():
             item["sd_version"] = notes[VERSION]
         item["prompt"], item["negative_prompt"] = _prompts(self.catalog.preferred_name(card), notes)
@@ -103,17 +102,6 @@ def _cover(page: Any, stem: str, card: Card) -> Any:
     return find(stem, card.name, card.metadata) if find is not None else None
 
 
-def _civitai(sidecar: Path) -> dict[str, str]:
-    """What the site's record beside the file says, as the user's own notes would: they come first."""
-    try:
-        told = json.loads(sidecar.read_text(encoding="utf-8"))
-        words = [str(word) for word in told.get("trainedWords") or []]
-        about = _MARKUP.sub(" ", html.unescape(told.get("description") or ""))
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-        return {}
-    return {ACTIVATION: ", ".join(words), "description": " ".join(about.split())}
-
-
 def _sort_keys(page: Any, card: Card) -> dict[str, Any]:
     try:
         return dict(page.get_sort_keys(str(card.path)))
@@ -123,12 +111,20 @@ def _sort_keys(page: Any, card: Card) -> dict[str, Any]:
 
 def _prompts(name: str, notes: dict[str, Any]) -> tuple[str, str]:
     """What a click on a card adds to prompt and negative prompt, as javascript expressions."""
-    strength = str(notes.get(WEIGHT) or "opts.extra_networks_default_multiplier")
-    prompt = f"{_quoted(f'<lora:{name}:')} + {strength} + {_quoted('>')}"
+    prompt = f"{_quoted(f'<lora:{name}:')} + {_strength(notes)} + {_quoted('>')}"
     if notes.get(ACTIVATION):
         prompt += f" + {_quoted(' ' + str(notes[ACTIVATION]))}"
     negative = f"({notes[NEGATIVE]}:1)" if notes.get(NEGATIVE) else ""
     return prompt, _quoted(negative)
+
+
+def _strength(notes: dict[str, Any]) -> str:
+    """The user's number, or the setting's name. Nothing else becomes javascript: notes may come from elsewhere."""
+    try:
+        given = float(notes.get(WEIGHT) or 0)
+    except (TypeError, ValueError):
+        given = 0.0
+    return f"{given:g}" if given and math.isfinite(given) else "opts.extra_networks_default_multiplier"
 
 
 def _quoted(text: str) -> str:
@@ -138,8 +134,12 @@ def _quoted(text: str) -> str:
 
 
 def add_api(app: Any, catalog: Catalog) -> None:
-    """`/sdapi/v1/loras` and `/sdapi/v1/refresh-loras`, unless somebody has added them to this app."""
-    present = {getattr(route, "path", "") for route in app.routes}
+    """`/sdapi/v1/loras` and `/sdapi/v1/refresh-loras`, unless somebody has added them to this app.
+
+    They ask for the same password as the webui's own list of checkpoints.
+    """
+    present = {getattr(route, "path", ""): route for route in app.routes}
+    checks = list(getattr(present.get("/sdapi/v1/sd-models"), "dependencies", ()))
 
     def loras() -> list[dict[str, Any]]:
         return [card.as_json() for card in catalog.cards()]
@@ -149,4 +149,4 @@ def add_api(app: Any, catalog: Catalog) -> None:
 
     for path, method, answer in (("/sdapi/v1/loras", "GET", loras), ("/sdapi/v1/refresh-loras", "POST", refresh)):
         if path not in present:
-            app.add_api_route(path, answer, methods=[method])
+            app.add_api_route(path, answer, methods=[method], dependencies=checks)

@@ -12,14 +12,15 @@ from lib_lora.prompt import Moment
 ADAPTIVE = "DPM adaptive"  # takes as many steps as it likes
 
 
-def in_hires_pass(p: Any, params_list: Iterable[Any], name: str) -> bool:
+def in_hires_pass(p: Any, params_list: Iterable[Any]) -> bool:
     """Whether these tags are those of the hires pass.
 
     With --lowvram the webui activates them before the first pass as well, to encode the texts in time.
     """
     if getattr(p, "is_hr_pass", False):
         return True
-    of_hires = {id(params) for params in (getattr(p, "hr_extra_network_data", None) or {}).get(name, ())}
+    tags = (getattr(p, "hr_extra_network_data", None) or {}).values()
+    of_hires = {id(params) for found in tags for params in found}
     return any(id(params) in of_hires for params in params_list)
 
 

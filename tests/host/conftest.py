@@ -47,6 +47,8 @@ def webui(tmp_path: Path) -> Any:
         cache=fakes.fake_cache(),
         devices=SimpleNamespace(device=torch.device("cpu")),
         scripts=SimpleNamespace(
+            Script=object,
+            AlwaysVisible=object(),
             scripts_data=[],
             scripts_txt2img=SimpleNamespace(alwayson_scripts=[]),
             scripts_img2img=SimpleNamespace(alwayson_scripts=[]),
@@ -63,6 +65,10 @@ def webui(tmp_path: Path) -> Any:
             )
         ),
         call_queue=SimpleNamespace(queue_lock=threading.Lock()),
+        processing=SimpleNamespace(
+            StableDiffusionProcessing=SimpleNamespace(cached_c=[None, None], cached_uc=[None, None]),
+            StableDiffusionProcessingTxt2Img=SimpleNamespace(cached_hr_c=[None, None], cached_hr_uc=[None, None]),
+        ),
         paths=SimpleNamespace(models_path=str(tmp_path / "models"), data_path=str(tmp_path)),
     )
 

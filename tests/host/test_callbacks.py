@@ -12,7 +12,7 @@ import torch
 from lib_lora.host import callbacks
 from lib_lora.host.builtin import Idle
 from lib_lora.host.callbacks import Lorakit
-from tests.host.fakes import weight
+from tests.host.fakes import Picture, weight
 
 FORWARD = torch.nn.Linear.forward
 
@@ -21,7 +21,7 @@ FORWARD = torch.nn.Linear.forward
 def kit(webui: Any, loud: Path) -> Any:
     pages: list[Any] = []
     webui.ui_extra_networks = SimpleNamespace(
-        ExtraNetworksPage=lambda title: None, register_page=pages.append, pages=pages
+        ExtraNetworksPage=lambda title: None, register_page=pages.append, extra_pages=pages
     )
     webui.ui_extra_networks.ExtraNetworksPage = type("Page", (), {"__init__": lambda self, title: None})
     made = Lorakit(webui)
@@ -111,12 +111,16 @@ def test_page_and_api_are_ours_only_without_the_built_in(webui: Any, kit: Any) -
     app = SimpleNamespace(routes=[], add_api_route=lambda path, *_, **__: routes.append(path))
     kit.before_ui()
     kit.started(None, app)
-    assert len(webui.ui_extra_networks.pages) == 1 and len(routes) == 2
+    assert len(webui.ui_extra_networks.extra_pages) == 1 and len(routes) == 2
     assert {"lorakit_apply", "sd_lora"} <= set(webui.shared.opts.data_labels)
     webui.extensions.active = lambda: [SimpleNamespace(name="Lora", is_builtin=True)]
+    read = lambda item: None  # noqa: E731
+    theirs = SimpleNamespace(name="lora", read_user_metadata=read)
+    webui.ui_extra_networks.extra_pages[:] = [theirs]
     kit.before_ui()
     kit.started(None, app)
-    assert len(webui.ui_extra_networks.pages) == 1 and len(routes) == 2
+    assert webui.ui_extra_networks.extra_pages == [theirs] and len(routes) == 2
+    assert theirs.read_user_metadata is not read, "Civitai's records are not read"
 
 
 def test_unload_leaves_the_model_and_the_built_in_clean(webui: Any, builtin: Any, kit: Any, picture: Any) -> None:
@@ -165,3 +169,39 @@ def test_the_script_settles_before_every_picture_and_batch(
     script.before_process_batch(None)
     assert _owner(webui) is ours
     registered["script_unloaded"]()
+
+
+def test_a_picture_that_wants_no_extra_networks_has_none(webui: Any, kit: Any, picture: Any) -> None:
+    """The webui activates nothing for it: what the picture before had would stay."""
+    original = weight(webui).detach().clone()
+    script = callbacks._script_class(kit)()
+    _apply(kit, picture)
+    script.postprocess(picture, None)
+    following = Picture()
+    following.disable_extra_networks = True
+    following.cached_c[0] = "with the network"
+    script.process(following)
+    assert torch.equal(weight(webui), original) and following.cached_c[0] is None
+
+
+def test_one_inside_another_keeps_what_is_applied(webui: Any, kit: Any, picture: Any) -> None:
+    """Extensions draw so what is to look like the picture round it."""
+    original = weight(webui).detach().clone()
+    script = callbacks._script_class(kit)()
+    _apply(kit, picture)
+    inner = Picture()
+    inner.disable_extra_networks = True
+    script.process(inner)
+    assert torch.allclose(weight(webui), original + 2)
+
+
+def test_after_unloading_a_picture_on_its_way_does_not_take_the_tag_back(
+    webui: Any, builtin: Any, kit: Any, picture: Any
+) -> None:
+    script = callbacks._script_class(kit)()
+    kit.settle()
+    kit.unload()
+    webui.extra_networks.register_extra_network(builtin.extra_network_lora)
+    script.process(picture)
+    script.before_process_batch(picture)
+    assert _owner(webui) is builtin.extra_network_lora

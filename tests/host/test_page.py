@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi.routing import APIRoute
 
 from lib_lora.host.builtin import BuiltinLora
 from lib_lora.host.options import Settings
@@ -99,7 +101,7 @@ def test_cards_of_other_models_are_hidden(
 
 def test_the_api_answers_as_the_built_ins_and_is_added_once(tag: LoraTag, loud: Path) -> None:
     added: list[tuple[str, Any, list[str]]] = []
-    app = SimpleNamespace(routes=[], add_api_route=lambda path, answer, methods: added.append((path, answer, methods)))
+    app = SimpleNamespace(routes=[], add_api_route=lambda path, f, methods, **_: added.append((path, f, methods)))
     add_api(app, tag.catalog)
     (path, loras, methods), (refresh_path, refresh, refresh_methods) = added
     assert (path, methods) == ("/sdapi/v1/loras", ["GET"])
@@ -108,3 +110,25 @@ def test_the_api_answers_as_the_built_ins_and_is_added_once(tag: LoraTag, loud: 
     app.routes = [SimpleNamespace(path=path), SimpleNamespace(path=refresh_path)]
     add_api(app, tag.catalog)
     assert len(added) == 2
+
+
+def test_the_api_asks_for_the_password_that_the_webuis_own_asks_for(tag: LoraTag) -> None:
+    """With --api-auth; the webui hands its check to none but its own routes."""
+
+    def refuse() -> None:
+        raise HTTPException(status_code=401)
+
+    app = FastAPI()
+    app.add_api_route("/sdapi/v1/sd-models", list, methods=["GET"], dependencies=[Depends(refuse)])
+    add_api(app, tag.catalog)
+    answers = {r.path: r.dependencies for r in app.routes if isinstance(r, APIRoute)}
+    for path in ("/sdapi/v1/loras", "/sdapi/v1/refresh-loras"):
+        assert [d.dependency for d in answers[path]] == [refuse]
+
+
+@pytest.mark.parametrize("weight", ["alert(1)", "1 + alert(1)", [1], {}, "nan", "inf", True])
+def test_no_javascript_comes_with_a_file(page: Any, loud: Path, weight: Any) -> None:
+    """Notes are often downloaded with the network, and what a click does is javascript."""
+    loud.with_suffix(".json").write_text(json.dumps({"preferred weight": weight}))
+    strength = "1" if weight is True else "opts.extra_networks_default_multiplier"
+    assert page.create_item("loud")["prompt"] == f'"<lora:loud:" + {strength} + ">"'

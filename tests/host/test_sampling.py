@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from lib_lora.host.tag import LoraTag
-from tests.host.fakes import at, weight, words
+from tests.host.fakes import Picture, at, weight, words
+
+
+def _nobody() -> Picture:
+    """The picture that the webui makes up to encode an empty text."""
+    made = Picture()
+    made.steps, made.all_prompts, made.seeds = 50, None, None
+    return made
 
 
 class TestStrengthsOverTime:
@@ -109,7 +116,7 @@ class TestRefiner:
         with torch.no_grad():
             weight(webui).copy_(original + 10)  # other weights in the same objects
         tag.host.model_loaded(webui.shared.sd_model)
-        tag.activate(SimpleNamespace(steps=50, extra_generation_params={}), [])  # for the webui's empty text
+        tag.activate(_nobody(), [])  # for the webui's empty text
         assert torch.equal(weight(webui), original + 10)
         params = self._at(5, picture)
         tag.step(params)
@@ -145,7 +152,7 @@ class TestRefiner:
         with torch.no_grad():
             weight(webui).copy_(original + 10)
         tag.host.model_loaded(webui.shared.sd_model)
-        tag.activate(SimpleNamespace(steps=50, extra_generation_params={}), [])
+        tag.activate(_nobody(), [])
         tag.step(self._at(0, picture))
         assert torch.equal(weight(webui), original + 10) and encoded == []
 
@@ -154,7 +161,7 @@ class TestRefiner:
     ) -> None:
         original = weight(webui).detach().clone()
         tag.activate(picture, [words("loud")])
-        tag.activate(SimpleNamespace(steps=50, extra_generation_params={}), [])
+        tag.activate(_nobody(), [])
         tag.activate(picture, [words("loud", "1", "start=4")])
         tag.step(self._at(0, picture))
         assert torch.equal(weight(webui), original) and encoded == []
@@ -167,12 +174,12 @@ class TestRefiner:
         original = weight(webui).detach().clone()
         tag.activate(picture, [words("loud")])
         for _ in range(2):
-            tag.activate(SimpleNamespace(steps=50, extra_generation_params={}), [])
+            tag.activate(_nobody(), [])
         tag.step(self._at(3, picture))
         assert torch.allclose(weight(webui), original + 2) and len(encoded) == 1
-        tag.activate(SimpleNamespace(steps=50, extra_generation_params={}), [])
+        tag.activate(_nobody(), [])
         tag.activate(picture, [words("loud", "0.5")])
-        tag.activate(SimpleNamespace(steps=50, extra_generation_params={}), [])
+        tag.activate(_nobody(), [])
         tag.step(self._at(3, picture))
         assert torch.allclose(weight(webui), original + 1) and len(encoded) == 2
 
@@ -181,10 +188,10 @@ class TestRefiner:
     ) -> None:
         original = weight(webui).detach().clone()
         tag.activate(picture, [words("loud")])  # and no `deactivate`, as after an error
-        following = SimpleNamespace(steps=8, sampler_name="Euler", extra_generation_params={}, seeds=[1])
+        following = Picture()
         tag.activate(following, [])
         tag.step(self._at(3, following))
         assert torch.equal(weight(webui), original) and encoded == []
-        tag.finish()
+        tag.finish(picture)
         tag.step(self._at(4, picture))
         assert torch.equal(weight(webui), original) and encoded == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from lib_lora.errors import WrongBaseModel
 from lib_lora.host.tag import LoraTag
-from tests.host.fakes import at, weight, words
+from tests.host.fakes import Picture, at, weight, words
 
 
 def test_applies_reports_and_restores_bit_for_bit(webui: Any, tag: LoraTag, picture: Any) -> None:
@@ -58,6 +59,30 @@ def test_a_bad_tag_and_a_missing_file_are_told_and_the_rest_is_applied(tag: Lora
     tag.activate(picture, [words("loud", "much"), words("nosuch"), words("loud")])
     text = "\n".join(picture.comments)
     assert "<lora:loud:much>" in text and "'nosuch'" in text and "loud: 1 layers applied" in text
+
+
+@pytest.mark.parametrize("option", ["disable_extension_access", "hide_ui_dir_config", None])
+def test_where_others_can_reach_the_page_comments_do_not_tell_where_folders_lie(
+    webui: Any, tag: LoraTag, picture: Any, loud: Path, monkeypatch: pytest.MonkeyPatch, option: str | None
+) -> None:
+    if option is not None:
+        setattr(webui.shared.cmd_opts, option, True)
+    broken = loud.parent / "sub" / "broken.safetensors"
+    broken.parent.mkdir()
+    broken.write_bytes(b"no network")
+    tag.activate(picture, [words("nosuch"), words("broken"), words("loud")])
+
+    def lost(*_args: Any) -> Any:
+        raise OSError(5, "input/output error", str(broken))
+
+    monkeypatch.setattr(tag.runtime, "activate", lost)
+    tag.activate(picture, [words("loud")])
+    missing, unreadable, failed = (next(c for c in picture.comments if w in c) for w in ("'nosuch'", "sub", "input"))
+    for comment, whole in ((missing, loud.parent), (unreadable, broken), (failed, broken)):
+        assert (str(whole) in comment) == (option is None), comment
+        assert (str(loud.parent.parent) in comment) == (option is None), comment
+    assert "in Lora;" in missing or option is None
+    assert "sub/broken.safetensors is not a readable" in unreadable and "sub/broken.safetensors'" in failed
 
 
 @pytest.mark.parametrize("console", [True, False])
@@ -201,3 +226,72 @@ def test_a_streamed_model_is_refused_with_the_way_out(webui: Any, tag: LoraTag) 
     with pytest.raises(WrongBaseModel, match="--medvram"):
         tag.host.exclusive(lambda: None)
     assert webui.log[-1] == "end" and not webui.call_queue.queue_lock.locked()
+
+
+def test_cached_texts_of_other_kinds_of_pictures_are_dropped_as_well(webui: Any, tag: LoraTag, loud: Path) -> None:
+    """img2img has no hires pass; txt2img's hires texts are kept on the webui's class."""
+    kept = webui.processing.StableDiffusionProcessingTxt2Img.cached_hr_c
+    tag.activate(Picture(), [words("loud")])
+    kept[0] = "with the file as it was"
+    loud.touch()
+    tag.activate(Picture(), [words("loud")])
+    assert kept[0] is None
+
+
+def test_the_added_network_is_not_for_the_empty_text_of_a_new_checkpoint(
+    webui: Any, tag: LoraTag, picture: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    webui.shared.opts.sd_lora = "loud"
+    picture.all_prompts = None  # as in the picture that the webui makes up for it
+    original = weight(webui).detach().clone()
+    tag.activate(picture, [])
+    assert torch.equal(weight(webui), original) and not picture.comments and not caplog.records
+
+
+def test_a_file_that_is_deleted_in_mid_picture_stays_applied(
+    webui: Any, builtin: Any, tag: LoraTag, picture: Any, loud: Path
+) -> None:
+    original = weight(webui).detach().clone()
+    tag.host.builtin.release()
+    tag.activate(picture, [words("loud", "0.5", "start=2")])
+    loud.unlink()
+    tag.step(at(2, picture))
+    assert torch.allclose(weight(webui), original + 1)
+    assert [net.unet_multiplier for net in builtin.loaded_networks] == [0.5]
+
+
+def test_after_the_scripts_are_unloaded_nothing_is_applied_any_more(webui: Any, tag: LoraTag, picture: Any) -> None:
+    """A picture may still be on its way, and the next owner takes the weights it finds for the original ones."""
+    original = weight(webui).detach().clone()
+    tag.activate(picture, [words("loud", "1", "stop=4")])
+    tag.close()
+    assert torch.equal(weight(webui), original)
+    tag.step(at(3, picture))
+    tag.activate(picture, [words("loud")])
+    assert torch.equal(weight(webui), original) and "loaded anew" in picture.comments[-1]
+
+
+def test_unloading_waits_for_what_is_being_merged(
+    webui: Any, tag: LoraTag, picture: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = weight(webui).detach().clone()
+    merging, go_on = threading.Event(), threading.Event()
+    apply = tag.runtime.patcher.apply
+
+    def slowly(model: Any, loads: Any) -> Any:
+        merging.set()
+        assert go_on.wait(10)
+        return apply(model, loads)
+
+    monkeypatch.setattr(tag.runtime.patcher, "apply", slowly)
+    drawing = threading.Thread(target=tag.activate, args=(picture, [words("loud")]))
+    closing = threading.Thread(target=tag.close)
+    drawing.start()
+    assert merging.wait(10)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    go_on.set()
+    drawing.join()
+    closing.join()
+    assert torch.equal(weight(webui), original)

@@ -40,7 +40,8 @@ def server(start: Any, builtin: Any, setup_class: Any) -> Iterator[Any]:
 def pictures(server: Any, in_memory: bool) -> dict[str, Any]:
     """One picture for each of TAGS, whose refiner is loaded for it, or stays in memory from then on.
 
-    Before 1.10 the webui itself fails to go back from two checkpoints in memory to one.
+    The other way round fails before 1.9: going back from two checkpoints in memory to one, the webui forgets the one it
+    keeps and keeps the one it emptied.
     """
     titles = [model["title"] for model in server.get("/sdapi/v1/sd-models")]
     (second,) = [title for title in titles if "second" in title]

@@ -17,7 +17,7 @@ PROMPT = "a red circle on a blue background"
 
 @pytest.fixture(scope="module")
 def alone(start: Any, builtin: Any, setup_class: Any) -> Iterator[Any]:
-    with start(setup_class(off=["Lora"])) as server:
+    with start(setup_class(off=["Lora"], arguments=["--hide-ui-dir-config"])) as server:
         folder = server.networks / "sub dir"
         folder.mkdir()
         shutil.copy(server.networks / "loud.safetensors", folder / "loud.safetensors")
@@ -69,6 +69,19 @@ def test_switched_off_nothing_is_applied(alone: Any, builtin: Any) -> None:
     finally:
         alone.options(lorakit_apply=True)
     assert numpy.array_equal(picture, builtin.plain)
+
+
+def test_comments_do_not_tell_where_folders_lie(alone: Any, builtin: Any) -> None:
+    """As others may read them: --hide-ui-dir-config says so, as --listen would."""
+    broken = alone.networks / "sub dir" / "broken.safetensors"
+    broken.write_bytes(b"no network")
+    try:
+        picture, _ = alone.picture(f"{PROMPT} <lora:nosuch:1> <lora:broken:1>")
+    finally:
+        broken.unlink()
+    told = "\n".join(alone.probe()["comments"])
+    assert "files in Lora;" in told and "sub dir/broken.safetensors is not" in told
+    assert str(alone.data) not in told and numpy.array_equal(picture, builtin.plain)
 
 
 def test_after_a_reload_all_is_there_once(alone: Any, builtin: Any) -> None:
