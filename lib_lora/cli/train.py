@@ -54,13 +54,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load_model(job: JobConfig, device: str | None = None) -> Any:
-    """The job's checkpoint, or the miniature, on `device`."""
+    """The job's base model, or the miniature, on `device`: a file, a folder, or a download if the job asks for one."""
     import torch
 
     from lib_lora.models.checkpoint import load_checkpoint
+    from lib_lora.models.download import download_base
+    from lib_lora.train.network_file import DTYPES
 
-    path = Path(os.path.expanduser(job.base.checkpoint)) if job.base.checkpoint else default_checkpoint()
-    return load_checkpoint(path, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    base = job.base
+    device = device or _own_device()
+    path = Path(os.path.expanduser(base.checkpoint)) if base.checkpoint else default_checkpoint()
+    if base.download and base.checkpoint and not path.exists():
+        path = download_base(base.checkpoint, os.environ.get("HF_TOKEN"))
+    auto = torch.float32 if torch.device(device).type == "cpu" else None  # None: as the file has it
+    prediction = None if base.prediction == "auto" else base.prediction
+    dtype = DTYPES.get(base.dtype, auto)
+    return load_checkpoint(path, dtype, device, use_ema=base.use_ema, prediction_type=prediction)
+
+
+def _own_device() -> str:
+    """This process's GPU, of several under `accelerate launch`, or the CPU."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def run_to_resume(path: Path, job: JobConfig) -> Path | None:
@@ -107,8 +123,15 @@ def _show(bar: Any, event: Event) -> None:
     if event["type"] == "started":
         for reason in event["skipped"]:
             bar.write(f"skipped: {reason}", file=sys.stderr)
+        bar.set_description("")
         bar.reset(event["steps"])
         bar.initial = bar.n = event["step"]
+        for message in event["notes"]:
+            bar.write(message, file=sys.stderr)
+    elif event["type"] == "note":
+        bar.write(event["message"], file=sys.stderr)
+    elif event["type"] == "preparing" and event["total"]:
+        bar.set_description(f"preparing {event['done']}/{event['total']}")
     elif event["type"] == "step":
         bar.set_postfix(loss=f"{event['loss']:.4f}", lr=f"{event['lr']:.2e}", refresh=False)
         bar.update(1)

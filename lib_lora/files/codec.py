@@ -13,7 +13,7 @@ from torch import Tensor
 from lib_lora.errors import BadFile, ShapeMismatch, UnknownFormat
 from lib_lora.files.adapter_config import peft_configs
 from lib_lora.files.tensors import Header, tensor_reader, torch_dtype, write_tensors
-from lib_lora.keys import embeddings, formats, kohya, peft_config, strangers, tensor_names, versions
+from lib_lora.keys import embeddings, exact, formats, kohya, peft_config, strangers, tensor_names, versions
 from lib_lora.keys.layer_key import UNET, LayerKey
 from lib_lora.networks import registry
 from lib_lora.networks.base import Layer
@@ -26,8 +26,10 @@ _TELLING = (".attn2.to_k", ".attn2.to_v", ".proj_in")  # layers of the UNet whos
 Read = Callable[[str], Tensor]
 
 
-def read_network(path: str | Path, name: str | None = None) -> Network:
+def read_network(path: str | Path, name: str | None = None, known: Mapping[str, LayerKey] | None = None) -> Network:
     """Read a network file of any dialect. `name` defaults to the file's stem.
+
+    `known` are a model's layers by their names in the file: then nothing else is looked for, see `keys.exact`.
 
     Tensors that nobody understands, or whose shapes contradict each other, are listed in `Network.unknown`; the
     rest is read. A file for a base model whose layers we do not know gives a network with unknown names only: ask
@@ -35,7 +37,7 @@ def read_network(path: str | Path, name: str | None = None) -> Network:
     """
     path = Path(path)
     with tensor_reader(path) as (header, read):
-        network = _network(path, header, read)
+        network = _network(path, header, read, known)
     return dataclasses.replace(network, name=name or path.stem)
 
 
@@ -53,8 +55,11 @@ def read_outline(path: str | Path) -> Network:
         return _network(path, header, outline)
 
 
-def _network(path: Path, header: Header, read: Read) -> Network:
-    reading = formats.place(header.shapes(), header.metadata)
+def _network(path: Path, header: Header, read: Read, exact_names: Mapping[str, LayerKey] | None = None) -> Network:
+    if exact_names is not None:
+        reading = exact.place(header.shapes(), exact_names)
+    else:
+        reading = formats.place(header.shapes(), header.metadata)
     _refuse_strangers(path, header, reading)
     configs = peft_configs(path, header.metadata)
     layers: dict[LayerKey, Layer] = {}
@@ -83,22 +88,29 @@ def write_network(
     network: Network,
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
+    names: Mapping[LayerKey, str] | None = None,
 ) -> None:
-    """Write a network in kohya's naming, atomically.
+    """Write a network in kohya's naming, or with these `names` for its layers, atomically.
 
     `metadata` defaults to the network's own, `dtype` to each tensor's. Equal networks give
     equal bytes. Raises BadFile if the file cannot be written.
     """
-    write_tensors(path, network_tensors(network, dtype), network.metadata if metadata is None else metadata)
+    write_tensors(path, network_tensors(network, dtype, names), network.metadata if metadata is None else metadata)
 
 
-def network_tensors(network: Network, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def network_tensors(
+    network: Network, dtype: torch.dtype | None = None, names: Mapping[LayerKey, str] | None = None
+) -> dict[str, Tensor]:
     """The tensors `write_network` writes, by kohya's names for the network's base version, embeddings included.
 
     alpha stays float32, since it may be no round number.
     """
     layers = {key: layer.to_tensors() for key, layer in network.layers.items()}
-    tensors = kohya_tensors(layers, base_version(network)) | embedding_tensors(network)
+    if names is not None:
+        tensors = {f"{names[key]}.{name}": t for key, own in sorted(layers.items()) for name, t in own.items()}
+    else:
+        tensors = kohya_tensors(layers, base_version(network))
+    tensors |= embedding_tensors(network)
     keep = {name for name, t in tensors.items() if dtype is None or t.numel() == 1 or not t.is_floating_point()}
     return {name: t if name in keep else t.to(dtype) for name, t in tensors.items()}
 

@@ -16,12 +16,24 @@ _BASE = {
     ("sdxl", False): "sdxl_base_v1-0",
     ("sdxl", True): "sdxl_base_v1-0",
 }
-_ARCHITECTURE = {"sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2-512", "sdxl": "stable-diffusion-xl-v1-base"}
+_ARCHITECTURE = {
+    ("sd1", False): "stable-diffusion-v1",
+    ("sd1", True): "stable-diffusion-v1",
+    ("sd2", False): "stable-diffusion-v2-512",
+    ("sd2", True): "stable-diffusion-v2-768-v",
+    ("sdxl", False): "stable-diffusion-xl-v1-base",
+    ("sdxl", True): "stable-diffusion-xl-v1-base",
+}
+LORA, EMBEDDING, CHECKPOINT = "lora", "textual-inversion", ""  # what ModelSpec knows of: networks of all types are LoRA
+_STABILITY = "https://github.com/Stability-AI/generative-models"
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What is known of a training run. Times in seconds since 1970; sizes in pixels as (width, height)."""
+    """What is known of a training run. Times in seconds since 1970; sizes in pixels as (width, height).
+
+    `settings` are further `ss_*` fields by their names without that prefix. `adapter` says what kind of file it is.
+    """
 
     output_name: str
     rank: int
@@ -56,6 +68,7 @@ class TrainingRecord:
     num_reg_images: int = 0
     bucket_info: Mapping[str, Any] = field(default_factory=dict)
     dataset_dirs: Mapping[str, Any] = field(default_factory=dict)
+    reg_dataset_dirs: Mapping[str, Any] = field(default_factory=dict)
     tag_frequency: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     training_started_at: float | None = None
     training_finished_at: float | None = None
@@ -63,14 +76,24 @@ class TrainingRecord:
     title: str = ""
     trigger_phrase: str = ""
     thumbnail: str = ""  # a data: URL
+    description: str = ""
+    tags: str = ""  # divided by commas
+    implementation_version: str = ""
+    timestep_range: tuple[int, int] | None = None
+    adapter: str = LORA
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
-_NOT_SS = ("base_version", "v_prediction", "rank", "alpha", "title", "trigger_phrase", "thumbnail")
+_NOT_SS = (
+    *("base_version", "v_prediction", "rank", "alpha", "title", "trigger_phrase", "thumbnail", "description", "tags"),
+    *("implementation_version", "timestep_range", "adapter", "settings"),
+)
 
 
 def build_metadata(record: TrainingRecord) -> dict[str, str]:
     """The `ss_*` and `modelspec.*` fields of a file, all strings, sorted. Unknown (None or "") fields are left out."""
     fields = {f"ss_{name}": getattr(record, name) for name in record.__dataclass_fields__ if name not in _NOT_SS}
+    fields |= {f"ss_{name}": value for name, value in record.settings.items()}
     fields |= {
         "ss_network_dim": record.rank,
         "ss_network_alpha": record.alpha,
@@ -82,20 +105,31 @@ def build_metadata(record: TrainingRecord) -> dict[str, str]:
     return {name: _text(value) for name, value in sorted(fields.items()) if value is not None and value != ""}
 
 
+def modelspec(record: TrainingRecord) -> dict[str, str]:
+    """The `modelspec.*` fields alone, for files that are no networks."""
+    return {
+        name: _text(value) for name, value in sorted(_modelspec(record).items()) if value is not None and value != ""
+    }
+
+
 def _modelspec(record: TrainingRecord) -> dict[str, Any]:
-    """Stability AI's model metadata standard, version 1.0.1, for a LoRA."""
-    width, height = record.resolution
-    xl = record.base_version == "sdxl"
+    """Stability AI's model metadata standard, version 1.0.1."""
+    kind = (record.base_version, record.v_prediction)
+    native = record.base_version == "sdxl" or record.adapter != LORA  # whose names of layers the file is in
     fields = {
         "sai_model_spec": "1.0.1",
-        "architecture": f"{_ARCHITECTURE.get(record.base_version, record.base_version)}/lora",
-        "implementation": "https://github.com/Stability-AI/generative-models" if xl else "diffusers",
+        "architecture": "/".join(filter(None, (_ARCHITECTURE.get(kind, record.base_version), record.adapter))),
+        "implementation": _STABILITY if native else "diffusers",
+        "implementation_version": record.implementation_version,
         "title": record.title or record.output_name,
-        "resolution": f"{width}x{height}",
+        "description": record.description,
+        "resolution": "{}x{}".format(*record.resolution),
         "prediction_type": "v" if record.v_prediction else "epsilon",
+        "timestep_range": "{},{}".format(*record.timestep_range) if record.timestep_range else None,
         "trigger_phrase": record.trigger_phrase,
+        "tags": record.tags,
         "thumbnail": record.thumbnail,
-        "encoder_layer": str(record.clip_skip),
+        "encoder_layer": record.clip_skip,
     }
     if record.training_finished_at is not None:
         moment = datetime.fromtimestamp(record.training_finished_at, tz=timezone.utc)

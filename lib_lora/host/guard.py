@@ -1,4 +1,4 @@
-"""What a job must leave as it was: random states, backend flags, and every bit of the base weights."""
+"""What a job needs, and what it must leave as it was: random states, flags, and every bit of the base weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import numpy
 import torch
 from torch import nn
 
-from lib_lora.errors import TrainingFailed
+from lib_lora.errors import TrainingFailed, WrongBaseModel
+from lib_lora.models.ldm_model import LdmModel
+from lib_lora.models.precision import device_of
 
 BACKEND_FLAGS = (
     (torch.backends.cudnn, "benchmark"),
@@ -29,6 +31,21 @@ def checksums(root: nn.Module) -> dict[str, int]:
         raw = parameter.detach().contiguous().flatten().view(torch.uint8).cpu()
         found[name] = zlib.crc32(raw.numpy().tobytes())
     return found
+
+
+def require_in_place(model: LdmModel, device: torch.device) -> None:
+    """Raises WrongBaseModel, with the way out, if parts of the model are moved around, or are not on `device`."""
+    if getattr(model.model, "lowvram", False):
+        raise WrongBaseModel(
+            "cannot train while --medvram, --medvram-sdxl or --lowvram moves parts of the model around; start the "
+            "webui without that option, or train from the command line: python -m lib_lora train JOB.toml"
+        )
+    places = {device_of(root).type for root in model.roots().values()} - {device.type}
+    if places:
+        raise WrongBaseModel(
+            f"cannot train while the checkpoint is on the {places.pop()} and not on the {device.type}; press Settings "
+            "> Actions > 'Load SD checkpoint to VRAM from RAM' and start again"
+        )
 
 
 @contextmanager

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lib_lora.errors import BadConfig, LoraError, TrainingFailed
 from lib_lora.host.webui import WebuiHost
+from lib_lora.keys import versions
+from lib_lora.models.ldm_layers import version_of
 from lib_lora.train.config import JobConfig
 from lib_lora.ui.service import BackgroundService
 
@@ -19,6 +21,20 @@ log = logging.getLogger(__name__)
 NEEDED = ("accelerate", "diffusers")
 RUNS = "lorakit-runs"
 SD1_WIDTH = 320  # channels of the first level; narrower models were trained on small pictures
+SMALL = 128
+# Settings that name a place of the webui's own files, and those that name one of the user's.
+SHARED = (
+    *("output.network_folder", "output.embedding_folder", "output.hypernetwork_folder", "output.checkpoint_folder"),
+    *("network.continue_from", "base.checkpoint"),
+)
+PRIVATE = (
+    "data.folder",
+    "data.mask_folder",
+    "data.cache_folder",
+    "prior.folder",
+    "method.pairs_after",
+    "output.folder",
+)
 
 
 def make_service(host: WebuiHost, new_files: Callable[[], None]) -> BackgroundService:
@@ -35,9 +51,21 @@ def make_service(host: WebuiHost, new_files: Callable[[], None]) -> BackgroundSe
             log.exception("training failed")
             raise TrainingFailed(f"{type(error).__name__}: {error}; the console shows where it happened") from error
         new_files()
+        _list_anew(host, job)
         return file
 
     return BackgroundService(run, lambda: base_name(host), lambda: defaults(host))
+
+
+def _list_anew(host: WebuiHost, job: JobConfig) -> None:
+    """Let the webui see what is no network; embeddings it looks for by itself."""
+    webui, opts = host.webui, host.webui.shared.opts
+    if job.method.name == "hypernetwork":
+        webui.shared.reload_hypernetworks()
+    if job.method.name == "dreambooth":
+        chosen = opts.sd_model_checkpoint
+        webui.sd_models.list_models()
+        opts.data["sd_model_checkpoint"] = chosen  # with --ckpt the list comes with that one chosen
 
 
 def base_name(host: WebuiHost) -> str:
@@ -48,15 +76,33 @@ def base_name(host: WebuiHost) -> str:
 
 
 def defaults(host: WebuiHost) -> dict[str, Any]:
-    """What this host sets in every job: run folders in the data folder, networks where the tag looks for them."""
-    model = host.webui.sd_models.model_data.sd_model
-    unet = getattr(getattr(model, "model", None), "diffusion_model", None)
-    small = getattr(unet, "model_channels", SD1_WIDTH) < SD1_WIDTH
+    """What this host sets in every job: folders where the webui looks, and the checkpoint's own resolution."""
     return {
         "output.folder": str(host.data_folder() / RUNS),
-        "output.network_folder": str(host.network_folders()[0]),
-        "data.resolution": 128 if small else 512,
+        **{key: str(folder) for key, folder in _homes(host).items()},
+        "data.resolution": resolution_of(host.webui.sd_models.model_data.sd_model),
     }
+
+
+def resolution_of(model: Any) -> int:
+    """The side of the pictures a checkpoint was trained on, as far as its structure tells; 512 while none is loaded."""
+    unet = getattr(getattr(model, "model", None), "diffusion_model", None)
+    if getattr(unet, "model_channels", SD1_WIDTH) < SD1_WIDTH:
+        return SMALL
+    version = version_of(model) if model is not None else None
+    by_version = {versions.SDXL: 1024, versions.SD2: 768 if getattr(model, "parameterization", "eps") == "v" else 512}
+    return by_version.get(str(version), 512)
+
+
+def _homes(host: WebuiHost) -> dict[str, Path]:
+    """Where the webui looks for each kind of finished file, by the setting that names its folder."""
+    options, models = host.webui.shared.cmd_opts, Path(host.webui.paths.models_path)
+    given = {
+        "output.embedding_folder": getattr(options, "embeddings_dir", None) or host.data_folder() / "embeddings",
+        "output.hypernetwork_folder": getattr(options, "hypernetwork_dir", None) or models / "hypernetworks",
+        "output.checkpoint_folder": getattr(options, "ckpt_dir", None) or models / "Stable-diffusion",
+    }
+    return {"output.network_folder": host.network_folders()[0], **{key: Path(value) for key, value in given.items()}}
 
 
 def _train(
@@ -64,31 +110,60 @@ def _train(
 ) -> Path:
     from lib_lora.train.engine import train
 
-    state = host.webui.shared.state
+    state, model = host.webui.shared.state, host.model()
+    _require_loaded(job, model.source)
 
     def tell(event: Mapping[str, Any]) -> None:
-        if event.get("type") == "step":
+        kind, name = event.get("type"), job.output.name
+        if kind == "step":
             state.job_count, state.sampling_step, state.sampling_steps = 1, event["step"], event["steps"]
-            state.textinfo = f"training {job.output.name}: step {event['step']} of {event['steps']}"
+            state.textinfo = f"training {name}: step {event['step']} of {event['steps']}"
+        elif kind == "preparing":
+            state.textinfo = f"training {name}: {event['done']} of {event['total']} pictures are ready"
         on_event(event)
 
     # The webui's own Interrupt button stops a run as well.
-    return train(job, host.model(), on_event=tell, cancel=lambda: cancelled() or bool(state.interrupted)).file
+    return train(job, model, on_event=tell, cancel=lambda: cancelled() or bool(state.interrupted)).file
+
+
+def _require_loaded(job: JobConfig, loaded: Path | None) -> None:
+    """Raises BadConfig if the job is for another checkpoint than the loaded one."""
+    wanted = job.base.checkpoint
+    if wanted and (loaded is None or Path(os.path.expanduser(wanted)).resolve() != loaded.resolve()):
+        raise BadConfig(
+            f"base.checkpoint = {wanted!r} is not the loaded checkpoint, {str(loaded)!r}; choose it at the top of the "
+            "page and leave the setting empty, or train from the command line: python -m lib_lora train JOB.toml"
+        )
 
 
 def _require_allowed(host: WebuiHost, job: JobConfig) -> None:
-    """Raises BadConfig if others can reach the page and the job reads or writes outside of what they may use."""
-    options = host.webui.shared.cmd_opts
-    exposed = getattr(options, "disable_extension_access", False) or getattr(options, "hide_ui_dir_config", False)
+    """Raises BadConfig if others can reach the page and the job reads or writes outside of what they may use.
+
+    Nor may they then name code to import.
+    """
+    if not host.exposed:
+        return
     home = host.data_folder().resolve()
-    places = [home, *(folder.resolve() for folder in host.network_folders())]
-    for key, allowed in (("data.folder", [home]), ("output.folder", [home]), ("output.network_folder", places)):
-        folder = Path(os.path.expanduser(job.get(key))).resolve()
-        if exposed and job.get(key) and not any(folder.is_relative_to(place) for place in allowed):
+    shared = [home, *(folder.resolve() for folder in (*host.network_folders(), *_homes(host).values()))]
+    for key, value in _paths(job):
+        folder = Path(os.path.expanduser(value)).resolve()
+        if not any(folder.is_relative_to(place) for place in (shared if key in SHARED else [home])):
             raise BadConfig(
-                f"{key} = {job.get(key)!r} is outside of {str(home)!r}, and this webui is open to others "
+                f"{key} = {value!r} is outside of {str(home)!r}, and this webui is open to others "
                 "(--listen, --share or --hide-ui-dir-config); use a folder in there"
             )
+    if job.optimizer.name == "custom":
+        raise BadConfig(
+            "optimizer.name = 'custom' imports any code, and this webui is open to others (--listen, --share or "
+            "--hide-ui-dir-config); use another optimizer"
+        )
+
+
+def _paths(job: JobConfig) -> Iterator[tuple[str, str]]:
+    """Every path a job names, by its setting."""
+    named = [(key, str(job.get(key))) for key in (*SHARED, *PRIVATE)]
+    of_concepts = [("concept", path) for concept in job.concepts for path in (concept.folder, concept.class_folder)]
+    yield from ((key, path) for key, path in (*named, *of_concepts) if path)
 
 
 def _require_packages() -> None:

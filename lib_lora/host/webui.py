@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,13 @@ from typing import Any
 
 import torch
 
-from lib_lora.errors import WrongBaseModel
 from lib_lora.host.builtin import BuiltinLora
 from lib_lora.host.detect import Webui
-from lib_lora.host.guard import unharmed
+from lib_lora.host.guard import require_in_place, unharmed
+from lib_lora.keys import versions
 from lib_lora.models.ldm_layers import LdmLayers
 from lib_lora.models.ldm_model import LdmModel
+from lib_lora.models.ldm_session import replace_inference_tensors
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +45,19 @@ class WebuiHost:
         return self._layers
 
     def model(self) -> LdmModel:
-        """The loaded checkpoint, to train on. Raises WrongBaseModel if it is of a kind that training does not know."""
+        """The loaded checkpoint, to train on, with clip skip and noise schedule as the webui's settings have them.
+
+        Raises WrongBaseModel if it is of a kind that training does not know.
+        """
         current, generation = self._current()
         if self._model is None or self._model.model is not current or self._model.generation != generation:
             self._model = None
             self._model = LdmModel(current, generation)
-        self._model.clip_skip = int(self.webui.shared.opts.CLIP_stop_at_last_layers)
+        opts, version = self.webui.shared.opts, self._model.version
+        skips = version == versions.SD1 or (version == versions.SDXL and getattr(opts, "sdxl_clip_l_skip", False))
+        self._model.clip_skip = int(opts.CLIP_stop_at_last_layers) if skips else 0
+        ends_in_noise = getattr(opts, "sd_noise_schedule", "Default") == "Zero Terminal SNR"
+        self._model.zero_terminal = ends_in_noise and self._model.prediction_type == "v_prediction"
         return self._model
 
     def model_loaded(self, sd_model: Any) -> None:
@@ -67,13 +76,32 @@ class WebuiHost:
         options = self.webui.shared.cmd_opts
         default = Path(self.webui.paths.models_path) / "Lora"
         first = Path(getattr(options, "lora_dir", None) or default)
-        first.mkdir(parents=True, exist_ok=True)
+        try:
+            first.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # on a drive that is away, say, and may come back
+            log.warning("the folder of networks %s cannot be made: %s", first, error)
         second = getattr(options, "lyco_dir_backcompat", None)
         return [first, *([Path(second)] if second and Path(second).is_dir() else [])]
 
     def data_folder(self) -> Path:
         """Where the webui keeps what it writes."""
         return Path(self.webui.paths.data_path)
+
+    @property
+    def exposed(self) -> bool:
+        """Whether others can reach the page, or see no folders there: --listen, --share, --hide-ui-dir-config, ..."""
+        options = self.webui.shared.cmd_opts
+        return any(getattr(options, name, False) for name in ("disable_extension_access", "hide_ui_dir_config"))
+
+    def for_the_page(self, message: str) -> str:
+        """A message as users may read it: of an exposed webui without where its folders lie."""
+        if not self.exposed:
+            return message
+        for folder in (*self.network_folders(), self.data_folder()):
+            for path in {folder.absolute(), folder.resolve()}:
+                for text in {str(path), repr(str(path))[1:-1]} if path.name else ():  # messages quote some of them
+                    message = message.replace(text + os.sep, "").replace(text, path.name)
+        return message
 
     def notify(self, message: str) -> None:
         """Show a message under the webui's progress bar and on its console."""
@@ -83,20 +111,18 @@ class WebuiHost:
     def exclusive(self, job: Callable[[], Any]) -> Any:
         """Run `job` alone on the model: queue lock held, no network applied, everything restored and checked after it.
 
-        Raises WrongBaseModel if the model is of another kind or is streamed (--medvram, --lowvram).
+        All of the checkpoint is covered: UNet, both text encoders, autoencoder. Raises WrongBaseModel if it is of
+        another kind, streamed (--medvram, --medvram-sdxl, --lowvram) or put aside in main memory.
         """
         shared = self.webui.shared
         with self.webui.call_queue.queue_lock:
             shared.state.begin(job="LoRA training")
             try:
                 model = self.model()
-                if getattr(model.model, "lowvram", False):
-                    raise WrongBaseModel(
-                        "cannot train while --medvram or --lowvram moves parts of the model around; start the webui "
-                        "without that option, or train from the command line: python -m lib_lora train JOB.toml"
-                    )
+                require_in_place(model, self.webui.devices.device)
                 self.builtin.release()
                 self.restore()
+                replace_inference_tensors(model.model)
                 with self._plain_forward(model.model), unharmed(model.model):
                     with torch.inference_mode(False), torch.enable_grad():
                         return job()
@@ -107,7 +133,8 @@ class WebuiHost:
     def _plain_forward(self, sd_model: Any) -> Iterator[None]:
         """No other UNet, merged tokens, tiles, hypernetworks or wrapping convolutions left over from the last picture.
 
-        The webui sets each of them anew for every picture; only hypernetworks are kept between pictures.
+        The webui sets each of them anew for every picture; only hypernetworks are kept between pictures. Nor does it
+        make single layers float32, for which there is autocast.
         """
         webui = self.webui
         webui.sd_unet.apply_unet("None")
@@ -117,9 +144,11 @@ class WebuiHost:
         if hypertile is not None:
             for part in (sd_model.model, sd_model.first_stage_model):
                 hypertile(part, 64, 64, enable=False)
-        hypernetworks = webui.shared.loaded_hypernetworks
+        devices = webui.devices
+        hypernetworks, upcast = webui.shared.loaded_hypernetworks, getattr(devices, "unet_needs_upcast", False)
         webui.shared.loaded_hypernetworks = []
+        devices.unet_needs_upcast = False  # --upcast-sampling turns weights of the UNet into float32 as it goes
         try:
             yield
         finally:
-            webui.shared.loaded_hypernetworks = hypernetworks
+            webui.shared.loaded_hypernetworks, devices.unet_needs_upcast = hypernetworks, upcast

@@ -30,7 +30,7 @@ def why_not(model: Any) -> str | None:
     if not all(hasattr(unet, name) for name in ("input_blocks", "middle_block", "output_blocks")):
         return f"its UNet is a {type(unet).__name__}, not ldm's UNetModel"
     if version_of(model) is None:
-        names = ", ".join(type(embedder).__name__ for embedder in _embedders(model)) or "missing"
+        names = ", ".join(type(embedder).__name__ for embedder in embedders(model)) or "missing"
         return f"its text encoders ({names}) are not those of SD 1.x, SD 2.x or SDXL"
     return None
 
@@ -42,7 +42,7 @@ def unet_of(model: Any) -> Any:
 
 def version_of(model: Any) -> str | None:
     """Which base model the text encoders are those of, or None."""
-    kinds = tuple(kind for kind in map(_kind, _embedders(model)) if kind)
+    kinds = tuple(kind for kind in map(kind_of, embedders(model)) if kind)
     if getattr(model, "conditioner", None) is not None:
         return IN_CONDITIONER.get(kinds)
     return ALONE.get(kinds[0]) if len(kinds) == 1 else None
@@ -50,8 +50,14 @@ def version_of(model: Any) -> str | None:
 
 def text_encoders(model: Any) -> dict[str, Any]:
     """The text encoders by part: transformers' CLIPTextModel or OpenCLIP's CLIP."""
-    found = [e for e in _embedders(model) if _kind(e)]
-    return {part: e.transformer if _kind(e) == HF else e.model for part, e in zip((TE1, TE2), found)}
+    found = [e for e in embedders(model) if kind_of(e)]
+    return {part: e.transformer if kind_of(e) == HF else e.model for part, e in zip((TE1, TE2), found)}
+
+
+def fused_modules(model: Any) -> set[nn.Module]:
+    """Modules inside of torch's fused attention, which uses their weights without calling them."""
+    inside = [module for encoder in text_encoders(model).values() for module in encoder.modules()]
+    return {child for module in inside if isinstance(module, nn.MultiheadAttention) for child in module.modules()}
 
 
 class LdmLayers:
@@ -89,7 +95,7 @@ class LdmLayers:
         return f"{getattr(info, 'filename', None) or 'checkpoint'}:{ids}:{self.generation}"
 
 
-def _embedders(model: Any) -> list[Any]:
+def embedders(model: Any) -> list[Any]:
     """ldm's or sgm's embedders, out of the wrappers that the webui puts round them."""
     conditioner = getattr(model, "conditioner", None)
     outer = (
@@ -98,7 +104,7 @@ def _embedders(model: Any) -> list[Any]:
     return [getattr(embedder, "wrapped", embedder) for embedder in outer]
 
 
-def _kind(embedder: Any) -> str | None:
+def kind_of(embedder: Any) -> str | None:
     """Whose text encoder an embedder has, None if it has none (sgm embeds sizes as well)."""
     if hasattr(getattr(embedder, "transformer", None), "text_model"):
         return HF
@@ -118,7 +124,7 @@ def _unet_slots(unet: nn.Module) -> Iterator[tuple[LayerKey, Slot]]:
 
 def _hf_slots(part: str, encoder: nn.Module) -> Iterator[tuple[LayerKey, Slot]]:
     for path, module in encoder.named_modules():
-        inner = _unwrapped(module)
+        inner = unwrapped(module)
         if is_text_encoder_path(path) and _has_weight(inner):
             yield LayerKey(part, path), Slot(inner, bias="bias" if hasattr(inner, "bias") else None)
 
@@ -126,14 +132,14 @@ def _hf_slots(part: str, encoder: nn.Module) -> Iterator[tuple[LayerKey, Slot]]:
 def _open_clip_slots(part: str, encoder: Any) -> Iterator[tuple[LayerKey, Slot]]:
     depth, width = len(encoder.transformer.resblocks), encoder.positional_embedding.shape[1]
     for path, place in openclip_places(depth, width).items():
-        module = _unwrapped(encoder.get_submodule(place.module))
+        module = unwrapped(encoder.get_submodule(place.module))
         if _has_weight(module, place.weight):
             rows = slice(*place.rows) if place.rows is not None else None
             yield LayerKey(part, path), Slot(module, place.weight, place.bias, rows, place.transposed)
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """The webui's token embedding is round the model's own."""
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module itself, without the webui's token embedding round it."""
     inner = getattr(module, "wrapped", None)
     return inner if isinstance(inner, nn.Module) else module
 

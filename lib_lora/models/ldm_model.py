@@ -1,149 +1,181 @@
-"""A DiffusionModel over ldm modules: the CompVis LatentDiffusion that the webui loads, found by duck typing."""
+"""A DiffusionModel over the live modules of ldm and sgm: SD1, SD2 and SDXL as the webui loads them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lib_lora.errors import WrongBaseModel
+from lib_lora.errors import BadConfig, WrongBaseModel
 from lib_lora.keys import versions
-from lib_lora.keys.layer_key import TE1, UNET, LayerKey
-from lib_lora.models import ldm_layers, ldm_session
+from lib_lora.keys.layer_key import UNET, LayerKey
+from lib_lora.models import ldm_layers, ldm_session, ldm_vae
 from lib_lora.models.diffusers_model import is_layer
 from lib_lora.models.ldm_layers import LdmLayers
-from lib_lora.models.tokenizer import TOKENS
-from lib_lora.ports import Slot
+from lib_lora.models.ldm_text import towers_of
+from lib_lora.models.precision import device_of, precision, stored_dtype
+from lib_lora.models.schedule import zero_terminal
+from lib_lora.models.text import TextReader
+from lib_lora.ports import PLAIN_TEXT, Conditioning, Slot, TextOptions
 
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}
+TRAINABLE = (versions.SD1, versions.SD2, versions.SDXL)
+# What UNets with more than the latents' 4 channels at their entry are made for.
+ENTRIES = {5: "a depth", 8: "an instruct-pix2pix", 9: "an inpainting"}
+SCALE = 8  # pixels to a latent's side
+TIME_IDS = 6
 
 
 def why_not(model: Any) -> str | None:
-    """Why `model` is not one this class can handle, as the end of a sentence; None if it can."""
+    """Why `model` cannot be trained on, as the end of a sentence with the way out; None if it can."""
     reason = ldm_layers.why_not(model)
     if reason is not None:
-        return reason
+        return f"{reason}; load a base checkpoint of SD 1.x, SD 2.x or SDXL"
     version = str(ldm_layers.version_of(model))
-    if version != versions.SD1:
-        return f"it is {versions.title(version)}, and training works on SD 1.x only"
+    if version not in TRAINABLE:
+        return "it is SDXL's refiner; train on the base model, whose networks the refiner does not need"
+    unet = ldm_layers.unet_of(model)
+    channels = int(unet.input_blocks[0][0].weight.shape[1])
+    if channels != 4:
+        kind = ENTRIES.get(channels, "another kind of")
+        return (
+            f"it is {kind} model, whose UNet takes {channels} channels and not the 4 of a latent picture; train on the "
+            f"base checkpoint it was made from, the network works on both"
+        )
+    if (getattr(unet, "num_classes", None) is not None) != (version == versions.SDXL):
+        return "its UNet wants other conditions than the text (unCLIP); load a base checkpoint"
     kind = getattr(model, "parameterization", "eps")
-    return None if kind in PREDICTIONS else f"it predicts {kind!r}, neither eps nor v"
+    return None if kind in PREDICTIONS else f"it predicts {kind!r}; load a checkpoint that predicts eps or v"
 
 
 class LdmModel:
-    """SD1 in ldm's classes. `model` has `.model.diffusion_model`, `.cond_stage_model` and `.first_stage_model`.
+    """`ports.DiffusionModel` over ldm's LatentDiffusion (SD1, SD2) or sgm's DiffusionEngine (SDXL), by structure.
 
     `generation` is counted up by the owner each time weights are loaded into the same module objects. `clip_skip`
-    counts as in the webui: 1 is the last layer. Raises WrongBaseModel for any other kind of model.
+    counts as in the webui: 1 is the last layer, 0 what the model says; it concerns transformers' CLIP. With
+    `zero_terminal` the noise schedule ends in noise alone. Raises WrongBaseModel for any other kind of model.
     """
 
-    version = "sd1"
-
-    def __init__(self, model: Any, generation: int = 0, clip_skip: int = 1) -> None:
+    def __init__(self, model: Any, generation: int = 0, clip_skip: int = 0) -> None:
         reason = why_not(model)
         if reason is not None:
-            raise WrongBaseModel(f"cannot work on this checkpoint: {reason}; load a Stable Diffusion 1.x checkpoint")
+            raise WrongBaseModel(f"cannot train on this checkpoint: {reason}")
         self.model = model
         self.generation = generation
         self.clip_skip = clip_skip
+        self.zero_terminal = False
         self.layers = LdmLayers(model, generation)
+        self.version = self.layers.version
         self.unet: Any = ldm_layers.unet_of(model)
-        outer = model.cond_stage_model
-        self.embedder: Any = getattr(outer, "wrapped", outer)
         info = getattr(model, "sd_checkpoint_info", None)
+        filename = getattr(info, "filename", None)
+        self.source = Path(filename) if filename else None
         self.name = str(getattr(info, "name_for_extra", None) or "checkpoint")
         self.prediction_type = PREDICTIONS[getattr(model, "parameterization", "eps")]
         self._modules: dict[LayerKey, nn.Module] = {}
 
+    @cached_property
+    def reader(self) -> TextReader:
+        """What reads prompts with the text encoders."""
+        return TextReader(towers_of(self.model, self.version, lambda: self.clip_skip))
+
     def roots(self) -> Mapping[str, nn.Module]:
-        """The UNet and the HF text encoder."""
-        return {UNET: self.unet, TE1: self.embedder.transformer}
+        """The UNet and the text encoders."""
+        return {UNET: self.unet, **ldm_layers.text_encoders(self.model)}
 
     def modules_by_key(self) -> Mapping[LayerKey, nn.Module]:
-        """Every Linear, Conv2d and norm, ldm's paths translated to diffusers'."""
+        """Every Linear, Conv2d and norm that is called as a module of its own, ldm's paths translated to diffusers'.
+
+        The projections of OpenCLIP's attention are none, not even the one out of it: their weights are used past them.
+        """
         if not self._modules:
-            self._modules.update((key, slot.module) for key, slot in self.slots().items() if is_layer(slot.module))
+            fused = ldm_layers.fused_modules(self.model)
+            for key, slot in self.slots().items():
+                if slot.rows is None and slot.module not in fused and is_layer(slot.module):
+                    self._modules[key] = slot.module
         return self._modules
 
     def slots(self) -> Mapping[LayerKey, Slot]:
         """Where each layer's weight and bias are."""
         return self.layers.slots()
 
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Text states (batch, 77, width), one window: longer prompts are cut. No emphasis, text is taken literally."""
-        transformer = self.embedder.transformer
-        tokens = torch.tensor([self._tokens(prompt) for prompt in prompts], device=_device(transformer))
-        with _precision(transformer):
-            out = transformer(input_ids=tokens, output_hidden_states=self.clip_skip > 1)
-            if self.clip_skip > 1:
-                return transformer.text_model.final_layer_norm(out.hidden_states[-self.clip_skip])
-            return out.last_hidden_state
+    def encode_text(self, prompts: Sequence[str], options: TextOptions = PLAIN_TEXT) -> Conditioning:
+        """Text states as the webui makes them, (batch, 77 * windows, width); for SDXL with the pooled ones."""
+        return self.reader.encode(prompts, options)
+
+    def token_vectors(self, text: str) -> Mapping[str, Tensor]:
+        """See `ports.DiffusionModel`."""
+        return self.reader.token_vectors(text)
+
+    def extra_tokens(self, vectors: Mapping[str, Mapping[str, Tensor]]) -> AbstractContextManager[None]:
+        """See `ports.DiffusionModel`; the webui's own embeddings are neither read nor changed."""
+        return self.reader.extra_tokens(vectors)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Mean and std of the latents, scaled, (batch, 8, H/8, W/8), float32."""
-        vae = self.model.first_stage_model
-        weight = next(vae.parameters())
-        with torch.no_grad():
-            posterior = vae.encode(pixels.to(weight.device, weight.dtype))
-            return torch.cat([posterior.mean, posterior.std], dim=1).float() * self._scale()
+        """Mean and std of the latents, scaled, (batch, 8, H/8, W/8), computed in float32."""
+        return ldm_vae.encode(self.model.first_stage_model, pixels) * self._scale()
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Pixels in [-1, 1], float32."""
-        vae = self.model.first_stage_model
-        weight = next(vae.parameters())
-        with torch.no_grad():
-            return vae.decode((latents / self._scale()).to(weight.device, weight.dtype)).float()
+        return ldm_vae.decode(self.model.first_stage_model, latents / self._scale())
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    def predict(self, noisy: Tensor, timesteps: Tensor, text: Conditioning) -> Tensor:
         """The raw UNet's output in `noisy`'s dtype; the webui's own denoiser and its options are not involved."""
-        dtype = _compute_dtype(self.unet)
-        device = _device(self.unet)
-        with _precision(self.unet):
-            out = self.unet(noisy.to(device, dtype), timesteps.to(device), context=text.to(device, dtype))
-        return out.to(noisy.dtype)
+        device, dtype = device_of(self.unet), stored_dtype(self.unet)
+        given = {"context": text.states.to(device, dtype)}
+        if self.version == versions.SDXL:
+            given["y"] = self._vector(text, noisy).to(device, dtype)
+        with precision(self.unet):
+            out = self.unet(noisy.to(device, dtype), timesteps.to(device), **given)
+        result: Tensor = out.to(noisy.dtype)
+        return result
 
     def alphas_cumprod(self) -> Tensor:
-        """ldm's schedule as the checkpoint has it, (1000,) float32."""
-        original = getattr(self.model, "alphas_cumprod_original", None)  # the webui alters the other per picture
-        return (self.model.alphas_cumprod if original is None else original).detach().float()
+        """The schedule as the checkpoint has it, (1000,) float32, or rescaled to end in noise alone."""
+        bars = _schedule_of(self.model)
+        return zero_terminal(bars) if self.zero_terminal else bars
 
     def base_identity(self) -> str:
         """See `LdmLayers`."""
         return self.layers.base_identity()
 
     @contextmanager
-    def training_session(self, gradient_checkpointing: bool = False) -> Iterator[None]:
-        """See `ldm_session.training_session`; covers UNet, text encoder and VAE."""
-        with ldm_session.training_session(self.model, gradient_checkpointing):
+    def training_session(self, gradient_checkpointing: bool = False, attention: str = "auto") -> Iterator[None]:
+        """See `ldm_session.training_session`; covers UNet, text encoders and VAE."""
+        with ldm_session.training_session(self.model, gradient_checkpointing, attention):
             yield
 
-    def _tokens(self, prompt: str) -> list[int]:
-        """Begin, at most 75 tokens, end up to the window: SD1 pads with the end token."""
-        tokenizer = self.embedder.tokenizer
-        ids = tokenizer([prompt], truncation=False, add_special_tokens=False)["input_ids"][0][: TOKENS - 2]
-        return [tokenizer.bos_token_id, *ids, *[tokenizer.eos_token_id] * (TOKENS - 1 - len(ids))]
+    def _vector(self, text: Conditioning, noisy: Tensor) -> Tensor:
+        """SDXL's y (batch, pooled width + 6 n): the pooled text states, and each number of `time_ids` on waves."""
+        if text.pooled is None:
+            raise BadConfig("SDXL needs pooled text states as well; give the Conditioning that encode_text returned")
+        ids = text.time_ids
+        if ids is None:
+            height, width = (SCALE * side for side in noisy.shape[-2:])
+            ids = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(noisy), TIME_IDS)
+        width = (int(self.unet.label_emb[0][0].weight.shape[1]) - text.pooled.shape[1]) // TIME_IDS
+        return torch.cat([text.pooled.float(), waves(ids.to(text.pooled.device), width).flatten(1)], dim=1)
 
     def _scale(self) -> float:
         return float(self.model.scale_factor)
 
 
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
+def _schedule_of(model: Any) -> Tensor:
+    """alpha_bar as the checkpoint has it; the webui alters `alphas_cumprod` for each picture."""
+    original = getattr(model, "alphas_cumprod_original", None)
+    bars: Tensor = model.alphas_cumprod if original is None else original
+    return bars.detach().float()
 
 
-def _compute_dtype(unet: Any) -> torch.dtype:
-    """The dtype of the UNet's activations; 8-bit storage does not tell it, ldm's own attribute does."""
-    stored = next(unet.parameters()).dtype
-    return stored if stored.itemsize > 1 else unet.dtype
-
-
-def _precision(module: nn.Module) -> AbstractContextManager[Any]:
-    """Autocast where weights are half or 8-bit: norms in float32, adapters in float32 beside them."""
-    weight = next(module.parameters())
-    if weight.dtype in (torch.float32, torch.float64):
-        return nullcontext()
-    dtype = torch.bfloat16 if weight.dtype == torch.bfloat16 or weight.device.type == "cpu" else torch.float16
-    return torch.autocast(weight.device.type, dtype=dtype)
+def waves(numbers: Tensor, width: int) -> Tensor:
+    """cos and sin of x 10000^(-2 i / width), i < width / 2, behind each other: (..., width) float32."""
+    half = width // 2
+    rates = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=numbers.device) / half)
+    angles = numbers.float()[..., None] * rates
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)

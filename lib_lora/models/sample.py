@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from lib_lora.errors import BadConfig, Cancelled
+from lib_lora.keys import versions
 from lib_lora.models.samplers import SAMPLERS, Course, Guess
-from lib_lora.ports import DiffusionModel
+from lib_lora.models.schedule import ends_in_noise
+from lib_lora.ports import PLAIN_TEXT, Conditioning, DiffusionModel, TextOptions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,6 +25,9 @@ FACTOR = 8  # pixels per latent
 @dataclass(frozen=True)
 class SampleRequest:
     """What to draw. `prompts`: one for all images, or one per image; image i is drawn from `seed + i`.
+
+    `trailing` begins at the noisiest timestep and ends above the least noisy one, as models distilled to few steps want
+    it; one whose schedule ends in noise alone is always drawn so. `options` say how prompts are read.
 
     Raises BadConfig if a value cannot be used.
     """
@@ -36,6 +41,8 @@ class SampleRequest:
     height: int = 512
     batch: int = 1
     sampler: str = "DPM++ 2M"
+    options: TextOptions = PLAIN_TEXT
+    trailing: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("width", self.width), ("height", self.height)):
@@ -80,7 +87,8 @@ def sample_latents(model: DiffusionModel, request: SampleRequest, on_step: Calla
     parameter = next(model.roots()["unet"].parameters())
     shape = (4, request.height // FACTOR, request.width // FACTOR)
     noise = seeded_noise(request.seed, request.batch, shape).to(parameter.device)
-    course = Course(model.alphas_cumprod(), request.steps, on_step)
+    bars = model.alphas_cumprod()
+    course = Course(bars, request.steps, on_step, request.trailing or ends_in_noise(bars))
     with torch.no_grad():
         guess = _guess(model, request, parameter.dtype)
         return SAMPLERS[request.sampler](guess, noise, course)
@@ -98,9 +106,12 @@ def _guess(model: DiffusionModel, request: SampleRequest, dtype: torch.dtype) ->
     guided = request.cfg != 1
     # Each text once through the encoder, however many images share it.
     texts = list(dict.fromkeys([request.negative, *rows] if guided else rows))
-    states = dict(zip(texts, model.encode_text(texts)))
+    states = model.encode_text(texts, request.options)
     negatives = [request.negative] * request.batch if guided else []
-    text = torch.stack([states[prompt] for prompt in negatives + rows]).to(dtype)  # (2 batch, tokens, width)
+    places = torch.tensor([texts.index(prompt) for prompt in negatives + rows])
+    text: Conditioning = states.map(lambda t: t[places.to(t.device)].to(dtype))  # (2 batch, tokens, width)
+    if guided and not request.negative and model.version == versions.SDXL:
+        text = text.map(lambda t: _silenced(t, request.batch))
     bars = model.alphas_cumprod().double()
 
     def guess(z: Tensor, t: int) -> tuple[Tensor, Tensor]:
@@ -113,6 +124,11 @@ def _guess(model: DiffusionModel, request: SampleRequest, dtype: torch.dtype) ->
         return split(output, z, float(bars[t]), model.prediction_type)
 
     return guess
+
+
+def _silenced(tensor: Tensor, rows: int) -> Tensor:
+    """The first rows zero: SDXL was taught to draw without a prompt by zeros, not by the states of an empty one."""
+    return torch.cat([torch.zeros_like(tensor[:rows]), tensor[rows:]])
 
 
 def split(output: Tensor, z: Tensor, bar: float, prediction_type: str) -> tuple[Tensor, Tensor]:

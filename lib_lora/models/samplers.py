@@ -13,24 +13,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lib_lora.models.schedule import even_timesteps, leading_timesteps, sigmas_of
+from lib_lora.models.schedule import even_timesteps, leading_timesteps, sigmas_of, trailing_timesteps
 
 Guess = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Course:
-    """What all samplers share: the schedule alpha_bar (1000,), the number of steps, and who wants to know."""
+    """What all samplers share: the schedule alpha_bar (1000,), the number of steps, who wants to know of each.
+
+    `trailing` timesteps begin with the noisiest whatever the sampler, see `trailing_timesteps`.
+    """
 
     alphas_cumprod: Tensor
     steps: int
     on_step: Callable[[int], None] = lambda i: None
+    trailing: bool = False
+
+    def timesteps(self, own: Callable[[int, int], Tensor]) -> list[int]:
+        """The timesteps, descending: trailing ones, or those of the sampler's `own` rule."""
+        rule = trailing_timesteps if self.trailing else own
+        found: list[int] = rule(self.steps, len(self.alphas_cumprod)).tolist()
+        return found
 
 
 def ddim(guess: Guess, noise: Tensor, course: Course) -> Tensor:
     """DDIM with eta = 0 (Song et al. 2020, https://arxiv.org/abs/2010.02502, eq. 12)."""
     bar = course.alphas_cumprod.double()
-    timesteps = leading_timesteps(course.steps, len(bar)).tolist()
+    timesteps = course.timesteps(leading_timesteps)
     z = noise
     for i, t in enumerate(timesteps):
         # After the last step latent diffusion stops at alpha_bar_0, not at 1.
@@ -80,9 +90,9 @@ def dpmpp_2m(guess: Guess, noise: Tensor, course: Course) -> Tensor:
 
 
 def _grid(course: Course) -> tuple[list[int], list[float]]:
-    """Timesteps from the noisiest to 0, and their sigmas followed by 0."""
-    timesteps = even_timesteps(course.steps, len(course.alphas_cumprod))
-    return timesteps.tolist(), [*sigmas_of(course.alphas_cumprod)[timesteps].tolist(), 0.0]
+    """Timesteps from the noisiest down, and their sigmas followed by 0."""
+    timesteps = course.timesteps(even_timesteps)
+    return timesteps, [*sigmas_of(course.alphas_cumprod)[timesteps].tolist(), 0.0]
 
 
 SAMPLERS: Mapping[str, Callable[[Guess, Tensor, Course], Tensor]] = {

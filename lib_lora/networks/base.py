@@ -82,6 +82,10 @@ class Layer(nn.Module, ABC):
     """
 
     kind: ClassVar[str]  # "lora", "loha", ...
+    # The parameters (up to the first dot of their names) that a new layer has at 0. In all of them together the delta
+    # is linear (of rotations: for small ones). LoRA+ trains them faster, a limit on the delta's norm scales them.
+    second: ClassVar[frozenset[str]] = frozenset()
+    rank_dropout: float = 0.0  # the share of ranks that `branch` drops while gradients are computed
     alpha: float = 1.0
     rank: int = 0  # 0: the type has none
     changes_weight: bool = True
@@ -125,6 +129,10 @@ class Layer(nn.Module, ABC):
         """The layer with its first `ranks` ranks only, scale kept (DyLoRA); itself for types without nested ranks."""
         return self
 
+    def has_branch(self, op: Op) -> bool:
+        """Whether `branch` is cheaper than another pass through the base layer with the delta in its weight's place."""
+        return False
+
     def branch(self, x: Tensor, op: Op, weight: Tensor) -> Tensor:
         """What the layer adds to the base layer's output for input `x`, in `x`'s dtype; differentiable in the factors.
 
@@ -156,6 +164,12 @@ class Modifier(Layer):
     @abstractmethod
     def wrap(cls, core: Layer | None, tensors: Mapping[str, Tensor]) -> Layer | None:
         """The modified layer; None if it means nothing without a layer inside. Raises ShapeMismatch."""
+
+
+def innermost(layer: Layer) -> Layer:
+    """The layer inside all modifiers."""
+    core = getattr(layer, "core", None)
+    return innermost(core) if isinstance(core, Layer) else layer
 
 
 def wide_dtype(*tensors: Tensor) -> torch.dtype:

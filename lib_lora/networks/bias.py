@@ -48,6 +48,9 @@ class Bias(Around):
     def truncated(self, ranks: int) -> Bias:
         return Bias(self.core.truncated(ranks) if self.core is not None else None, self.diff_b.detach())
 
+    def has_branch(self, op: Op) -> bool:
+        return self.core is not None and self.core.has_branch(op)
+
     def branch(self, x: Tensor, op: Op, weight: Tensor) -> Tensor:
         if self.core is None:
             return super().branch(x, op, weight)
@@ -82,6 +85,9 @@ class UpBias(Around):
 
     def truncated(self, ranks: int) -> UpBias:
         return UpBias(self.core.truncated(ranks), self.up_bias.detach())
+
+    def has_branch(self, op: Op) -> bool:
+        return self.core.has_branch(op)
 
     def branch(self, x: Tensor, op: Op, weight: Tensor) -> Tensor:
         return _with_bias(self.core.branch(x, op, weight), op, self.up_bias * self.scale)

@@ -28,6 +28,7 @@ class Boft(Layer):
     """
 
     kind = "boft"
+    second = frozenset({"blocks"})
 
     def __init__(self, blocks: Tensor, alpha: float = 0.0, rescale: Tensor | None = None) -> None:
         super().__init__()

@@ -18,6 +18,7 @@ class Full(Layer):
     """diff: of the weight's shape, which may also be a norm's (channels); a change of the bias is `Bias` round it."""
 
     kind = "full"
+    second = frozenset({DIFF})
 
     def __init__(self, diff: Tensor) -> None:
         super().__init__()

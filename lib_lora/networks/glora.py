@@ -49,6 +49,7 @@ class GLoRA(Layer):
     """See the module's text. `alpha` None: the file has none, and s = 1."""
 
     kind = "glora"
+    second = frozenset({"a2", "b2"})
 
     def __init__(self, factors: Mapping[str, Tensor], alpha: float | None = None) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ class Ia3(Layer):
     """LyCORIS' IA3: weight (n) or, for a convolution, (1, n, 1, 1); on_input a single number, not 0 for columns."""
 
     kind = "ia3"
+    second = frozenset({WEIGHT})
 
     def __init__(self, weight: Tensor, on_input: Tensor) -> None:
         super().__init__()

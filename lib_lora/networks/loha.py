@@ -28,6 +28,7 @@ class LoHa(Layer):
     """
 
     kind = "loha"
+    second = frozenset({W2_A})
 
     def __init__(self, factors: Mapping[str, Tensor], alpha: float | None = None) -> None:
         super().__init__()

@@ -32,6 +32,7 @@ class LoKr(Layer):
     """
 
     kind = "lokr"
+    second = frozenset({W2, W2_B})
 
     def __init__(self, factors: Mapping[str, Tensor], alpha: float | None = None) -> None:
         super().__init__()
@@ -89,6 +90,9 @@ class LoKr(Layer):
         self._check(weight)
         wide = wide_dtype(weight, next(self.parameters()))
         return torch.kron(self._w1(wide), self._w2(wide)).reshape(weight.shape) * self.scale
+
+    def has_branch(self, op: Op) -> bool:
+        return op.kind == "linear"
 
     def branch(self, x: Tensor, op: Op, weight: Tensor) -> Tensor:
         if op.kind != "linear":

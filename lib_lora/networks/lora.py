@@ -31,6 +31,7 @@ class Lora(Layer):
     """
 
     kind = "lora"
+    second = frozenset({"up"})
 
     def __init__(self, up: Tensor, down: Tensor, alpha: float | None = None, mid: Tensor | None = None) -> None:
         super().__init__()
@@ -103,6 +104,9 @@ class Lora(Layer):
         up, down = self.up.detach()[:, :ranks], self.down.detach()[:ranks]
         return Lora(up, down, self.scale * down.shape[0], mid)
 
+    def has_branch(self, op: Op) -> bool:
+        return op.kind == "linear" or (op.kind == "conv2d" and op.groups == 1)
+
     def branch(self, x: Tensor, op: Op, weight: Tensor) -> Tensor:
         up, down = self.up.to(x.dtype), self.down.to(x.dtype)
         mid = self.mid.to(x.dtype) if self.mid is not None else None
@@ -110,7 +114,7 @@ class Lora(Layer):
             hidden = F.linear(x, down.flatten(1)) * self.scale  # (..., in) -> (..., rank)
             if mid is not None:
                 hidden = F.linear(hidden, mid.flatten(1))
-            return F.linear(hidden, up.flatten(1))
+            return F.linear(self._dropped(hidden, -1), up.flatten(1))
         if op.groups != 1:
             return op.apply(x, self.delta(weight).to(x.dtype))  # groups mix no channels, low-rank factors do
         # DyLoRA of LyCORIS before 3.0 writes `down` flat: (rank, in * kh * kw).
@@ -119,4 +123,13 @@ class Lora(Layer):
             # Zero padding passes unchanged through the 1x1 `down`, so the core alone carries the geometry.
             x, spatial = F.conv2d(x, spatial), _as_conv(mid)
         hidden = F.conv2d(x, spatial, None, op.stride, op.padding, op.dilation)
-        return F.conv2d(hidden * self.scale, _as_conv(up))
+        return F.conv2d(self._dropped(hidden * self.scale, 1), _as_conv(up))
+
+    def _dropped(self, hidden: Tensor, axis: int) -> Tensor:
+        """Rank dropout as kohya has it: ranks of each sample by themselves, and the rest scaled up."""
+        if not self.rank_dropout or not torch.is_grad_enabled():
+            return hidden
+        shape = [1] * hidden.dim()
+        shape[0], shape[axis] = hidden.shape[0], hidden.shape[axis]
+        kept = torch.rand(shape, device=hidden.device) >= self.rank_dropout
+        return hidden * kept.to(hidden.dtype) / (1 - self.rank_dropout)

@@ -18,6 +18,7 @@ class Norm(Layer):
     """w_norm and b_norm: (channels)."""
 
     kind = "norm"
+    second = frozenset({W_NORM})
 
     def __init__(self, weight: Tensor | None, bias: Tensor | None) -> None:
         super().__init__()

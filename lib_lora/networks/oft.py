@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lib_lora.networks.base import Layer, LayerSpec, read_alpha, wide_dtype
 from lib_lora.networks.boft import ALPHA, BLOCKS, RESCALE, Boft, check_rescale, clamped, rescaled, wishes
 from lib_lora.networks.checks import refuse_weight
+from lib_lora.networks.lokr import factorized
 from lib_lora.networks.rotation import cayley, check_blocks, divisor, on_rows, skew
 
 # kohya calls it alpha too, but means another thing by 0: keys/ renames it where the prefix is `oft_unet_`.
@@ -30,6 +31,7 @@ class Oft(Layer):
     """
 
     kind = "oft"
+    second = frozenset({"blocks"})
 
     def __init__(
         self, blocks: Tensor, alpha: float = 0.0, rescale: Tensor | None = None, *, clamps_at_zero: bool = False
@@ -58,9 +60,10 @@ class Oft(Layer):
 
     @classmethod
     def init(cls, spec: LayerSpec, generator: torch.Generator | None = None) -> Oft:
-        """Zero blocks of the largest size up to `rank` that divides out; `options`: `constraint` and `rescale`."""
-        size = divisor(spec.shape[0], spec.rank)
-        return cls(torch.zeros(spec.shape[0] // size, size, size), *wishes(spec))
+        """Zero blocks, split as LyCORIS does it: `rank` is the size of a block or the number of blocks, whichever makes
+        the blocks smaller; one that does not divide out is lowered. `options`: `constraint` and `rescale`."""
+        size, count = factorized(spec.shape[0], spec.rank)
+        return cls(torch.zeros(count, size, size), *wishes(spec))
 
     def to_tensors(self) -> dict[str, Tensor]:
         rescale = {RESCALE: self.rescale.detach()} if self.rescale is not None else {}

@@ -63,7 +63,7 @@ class NetworkReport:
 
 
 @dataclass
-class _Loaded:
+class Loaded:
     use: NetworkUse
     network: Network
     matched: set[LayerKey] = field(default_factory=set)
@@ -99,18 +99,18 @@ def merge(job: MergeJob) -> list[NetworkReport]:
     layers fit).
     """
     _refuse_input_as_output(job)
-    loaded = [_Loaded(use, read_network(use.path)) for use in job.networks]
+    loaded = [Loaded(use, read_network(use.path)) for use in job.networks]
     with tensor_reader(job.checkpoint) as (header, read):
         found = {name: checkpoint_pieces(name, info.shape) for name, info in header.tensors.items()}
         pieces = {name: own for name, own in found.items() if own}
         _check_versions(job, read, loaded, pieces)
-        infos = {name: _info(name, info, job.dtype) for name, info in header.tensors.items()}
+        infos = {name: output_info(name, info, job.dtype) for name, info in header.tensors.items()}
 
         def produce(name: str) -> Tensor:
             dtype = torch_dtype(infos[name].dtype)
             tensor = read(name)
-            merged = _merged(tensor, pieces[name], loaded) if name in pieces else tensor
-            _refuse_overflow(name, merged, narrow := merged.to(dtype))
+            merged = merged_tensor(tensor, pieces[name], loaded) if name in pieces else tensor
+            refuse_overflow(name, merged, narrow := merged.to(dtype))
             return narrow
 
         write_stream(job.out, infos, produce, _metadata(header, loaded))
@@ -119,7 +119,7 @@ def merge(job: MergeJob) -> list[NetworkReport]:
     return [_report(item, present, biased) for item in loaded]
 
 
-def _merged(tensor: Tensor, pieces: Sequence[Piece], loaded: Sequence[_Loaded]) -> Tensor:
+def merged_tensor(tensor: Tensor, pieces: Sequence[Piece], loaded: Sequence[Loaded]) -> Tensor:
     """A checkpoint's tensor with every network's change of its pieces, in float32 or wider; itself if none has one."""
     whole: Tensor | None = None
     for piece in pieces:
@@ -128,12 +128,12 @@ def _merged(tensor: Tensor, pieces: Sequence[Piece], loaded: Sequence[_Loaded]) 
             continue
         if whole is None:  # torch promotes no 8-bit floats, so the wide dtype is named
             whole = tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32, copy=True)
-        part = _view(whole, piece)
+        part = piece_of(whole, piece)
         part.copy_(_changed(part, piece, wanted))
     return tensor if whole is None else whole
 
 
-def _changed(part: Tensor, piece: Piece, wanted: Sequence[_Loaded]) -> Tensor:
+def _changed(part: Tensor, piece: Piece, wanted: Sequence[Loaded]) -> Tensor:
     """A piece with the change of every network that fits; the others are noted."""
     with torch.no_grad():
         try:
@@ -150,17 +150,18 @@ def _changes(layer: Layer | None, piece: Piece) -> bool:
     return layer is not None and (layer.changes_bias if piece.parameter == "bias" else layer.changes_weight)
 
 
-def _view(whole: Tensor, piece: Piece) -> Tensor:
+def piece_of(whole: Tensor, piece: Piece) -> Tensor:
+    """The view of a checkpoint's tensor that is one layer's, as (out, in, ...)."""
     part = whole if piece.rows is None else whole[piece.rows[0] : piece.rows[1]]
     return part.t() if piece.transposed and part.dim() == 2 else part
 
 
-def _share(item: _Loaded, piece: Piece) -> Share:
+def _share(item: Loaded, piece: Piece) -> Share:
     """What a network gives to a piece that it changes."""
     return Share(item.network.layers[piece.key], item.strength(piece.key), bias=piece.parameter == "bias")
 
 
-def _fitting(item: _Loaded, piece: Piece, part: Tensor) -> bool:
+def _fitting(item: Loaded, piece: Piece, part: Tensor) -> bool:
     """Whether a network's share fits a piece; a note if it does not."""
     try:
         with torch.no_grad():
@@ -171,7 +172,7 @@ def _fitting(item: _Loaded, piece: Piece, part: Tensor) -> bool:
     return True
 
 
-def _refuse_overflow(name: str, wide: Tensor, narrow: Tensor) -> None:
+def refuse_overflow(name: str, wide: Tensor, narrow: Tensor) -> None:
     """Raises BadConfig if rounding made a finite number infinite."""
     if wide.dtype == narrow.dtype or narrow.element_size() == 1 or not narrow.is_floating_point():
         return
@@ -182,7 +183,7 @@ def _refuse_overflow(name: str, wide: Tensor, narrow: Tensor) -> None:
         )
 
 
-def _info(name: str, info: TensorInfo, dtype: torch.dtype | None) -> TensorInfo:
+def output_info(name: str, info: TensorInfo, dtype: torch.dtype | None) -> TensorInfo:
     """The header entry of the output. Noise schedules and the like keep their precision."""
     floating = info.dtype.startswith(("F", "BF"))
     if dtype is None or not floating or not name.startswith(_MODEL_PREFIXES):
@@ -199,7 +200,7 @@ def _refuse_input_as_output(job: MergeJob) -> None:
             raise BadConfig(f"the output {job.out} is one of the inputs; choose another name with -o")
 
 
-def _check_versions(job: MergeJob, read: Read, loaded: Sequence[_Loaded], pieces: Pieces) -> None:
+def _check_versions(job: MergeJob, read: Read, loaded: Sequence[Loaded], pieces: Pieces) -> None:
     """Refuse before anything is written what cannot fit."""
     if not pieces:
         raise WrongBaseModel(
@@ -227,21 +228,21 @@ def _version_of(pieces: Pieces) -> str:
     return SD2 if wide or deep else SD1
 
 
-def _fits(item: _Loaded, piece: Piece, read: Read, name: str) -> bool:
+def _fits(item: Loaded, piece: Piece, read: Read, name: str) -> bool:
     if not _changes(item.network.layers.get(piece.key), piece):
         return False
     # The weight itself, for some types ask more of it than a shape.
-    return _fitting(_Loaded(item.use, item.network), piece, _view(read(name), piece))
+    return _fitting(Loaded(item.use, item.network), piece, piece_of(read(name), piece))
 
 
-def _metadata(header: Header, loaded: Sequence[_Loaded]) -> dict[str, str]:
+def _metadata(header: Header, loaded: Sequence[Loaded]) -> dict[str, str]:
     """The checkpoint's metadata, without hashes that no longer hold, and what was merged."""
     kept = {name: value for name, value in header.metadata.items() if name not in _STALE}
     merged = [{"name": i.use.path.stem, "te": i.use.te, "unet": i.use.unet} for i in loaded]
     return {**kept, "lorakit_merged": json.dumps(merged, ensure_ascii=False)}
 
 
-def _report(item: _Loaded, present: set[LayerKey], biased: set[LayerKey]) -> NetworkReport:
+def _report(item: Loaded, present: set[LayerKey], biased: set[LayerKey]) -> NetworkReport:
     layers = item.network.layers
     for key, layer in layers.items():
         if layer.changes_bias and key in present and key not in biased:

@@ -3,86 +3,81 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib_lora.errors import BadConfig, BadFile
 from lib_lora.files.tensors import read_header, read_tensors, write_tensors
-from lib_lora.train.attach import Layers
+from lib_lora.train.optim import optimizer_state, restore_optimizer
 
-LAYER, OPTIMIZER = "layer", "optimizer"
+if TYPE_CHECKING:
+    from lib_lora.train.session import Session
+
+TRAINED, OPTIMIZER, AVERAGE = "trained", "optimizer", "average"
 
 
-def save_state(path: Path, layers: Layers, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write layers, optimizer and step as one safetensors file, atomically. Raises BadFile if it cannot be written.
+def save_state(path: Path, session: Session, step: int) -> None:
+    """Write what is trained, the optimizer and the step as one safetensors file, atomically. Raises BadFile.
 
     Nothing else is needed: order, noise, timesteps and learning rate are functions of the seed and the step.
     """
-    tensors: dict[str, Tensor] = dict(_parameters(layers))
-    plain: dict[str, Any] = {}
-    for where, value in _flat(OPTIMIZER, optimizer.state_dict()["state"]):
-        if isinstance(value, Tensor):
-            tensors[where] = value
-        else:
-            plain[where] = value
-    about = {"step": str(step), "optimizer": _kind(optimizer), "plain": json.dumps(plain)}
+    moved, plain = optimizer_state(session.optimizer)
+    tensors: dict[str, Tensor] = {f"{TRAINED}/{name}": p for name, p in session.named_parameters().items()}
+    tensors |= {f"{OPTIMIZER}/{name}": tensor for name, tensor in moved.items()}
+    if session.ema is not None:
+        tensors |= {f"{AVERAGE}/{name}": tensor for name, tensor in session.ema.state().items()}
+    about = {
+        "step": str(step),
+        "optimizer": type(session.optimizer).__name__,
+        "plain": json.dumps(plain),
+        "scaler": json.dumps(session.scaler.state() if session.scaler else None),
+    }
     write_tensors(path, tensors, about)
 
 
-def load_state(path: Path, layers: Layers, optimizer: torch.optim.Optimizer) -> int:
-    """Fill layers and optimizer from a state file; returns the step it was saved after.
+def load_state(path: Path, session: Session) -> int:
+    """Fill a session made for the same job from a state file; returns the step it was saved after.
 
-    Raises BadFile if the file is damaged, BadConfig if the job's layers or optimizer are others than the state's.
+    Raises BadFile if the file is damaged, BadConfig if the job trains something else or with another optimizer.
     """
     try:
         about, tensors = read_header(path).metadata, read_tensors(path)
         step, plain, kind = int(about["step"]), dict(json.loads(about["plain"])), about["optimizer"]
+        scaler: dict[str, Any] | None = json.loads(about["scaler"])
     except (BadFile, KeyError, ValueError, TypeError) as error:
         raise BadFile(
             f"{str(path)!r} is not a run's whole state ({error}); remove that file to start this run anew"
         ) from error
-    if kind != _kind(optimizer):
+    if kind != type(session.optimizer).__name__:
         raise BadConfig(
-            f"state {str(path)!r} is of the optimizer {kind}, the job's is {_kind(optimizer)}; "
+            f"state {str(path)!r} is of the optimizer {kind}, the job's is {type(session.optimizer).__name__}; "
             "resume with the optimizer.name the run began with"
         )
-    _fill_layers(path, layers, tensors)
-    values: dict[int, dict[str, Any]] = {}
-    for where, value in {**tensors, **plain}.items():
-        kind, index, *between = where.split("/")
-        if kind == OPTIMIZER:
-            table = values.setdefault(int(index), {})
-            for name in between[:-1]:
-                table = table.setdefault(name, {})
-            table[between[-1]] = value
-    optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+    averages = _under(tensors, AVERAGE)
+    if bool(averages) != (session.ema is not None):
+        raise BadConfig(
+            f"state {str(path)!r} has {'an' if averages else 'no'} average of what was trained, the job "
+            f"{'none' if averages else 'one'}; resume with the optimizer.ema the run began with"
+        )
+    _fill(path, session, _under(tensors, TRAINED))
+    restore_optimizer(session.optimizer, _under(tensors, OPTIMIZER), plain)
+    if session.ema is not None:
+        session.ema.load(averages)
+    if session.scaler is not None and scaler is not None:
+        session.scaler.load(scaler)
     return step
 
 
-def _kind(optimizer: torch.optim.Optimizer) -> str:
-    return type(getattr(optimizer, "optimizer", optimizer)).__name__  # accelerate wraps the one the job names
+def _under(tensors: Mapping[str, Tensor], root: str) -> dict[str, Tensor]:
+    return {name[len(root) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(root + "/")}
 
 
-def _flat(where: str, tree: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """The leaves of nested tables with their paths; 8-bit optimizers keep tables within a parameter's table."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(f"{where}/{name}", value)
-        else:
-            yield f"{where}/{name}", value
-
-
-def _parameters(layers: Layers) -> dict[str, nn.Parameter]:
-    return {f"{LAYER}/{key}/{name}": p for key, layer in layers.items() for name, p in layer.named_parameters()}
-
-
-def _fill_layers(path: Path, layers: Layers, tensors: Mapping[str, Tensor]) -> None:
-    wanted = _parameters(layers)
-    found = {name: tensor for name, tensor in tensors.items() if name.startswith(LAYER + "/")}
+def _fill(path: Path, session: Session, found: Mapping[str, Tensor]) -> None:
+    wanted = session.named_parameters()
     if {n: tuple(p.shape) for n, p in wanted.items()} != {n: tuple(t.shape) for n, t in found.items()}:
         raise BadConfig(
             f"state {str(path)!r} holds {len(found)} tensors for other layers than the job's {len(wanted)}; "

@@ -13,21 +13,25 @@ from types import TracebackType
 import torch
 
 from lib_lora.errors import BadFile, Cancelled, LoraError, TrainingFailed
+from lib_lora.keys.layer_key import UNET
 from lib_lora.ports import DiffusionModel
-from lib_lora.train.attach import attach, frozen
 from lib_lora.train.checkpoint import load_state
 from lib_lora.train.config import JobConfig
-from lib_lora.train.jobs import Event, Run, network_target, stamp
+from lib_lora.train.frozen import frozen
+from lib_lora.train.jobs import Event, Run, stamp, targets
 from lib_lora.train.optim import rate_factor, set_rates
 from lib_lora.train.outputs import Outputs
+from lib_lora.train.processes import Processes
 from lib_lora.train.session import Session, kept_flags, kept_rng, prepare
+from lib_lora.train.watch import Watch
 
+PATIENCE = 0.5  # seconds between two signs of life while pictures are made ready
 ETA_MEMORY = 0.9  # how much of the step time's running mean stays at each step
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its folder, the network's file, its steps, and the last step's loss (None if none was left)."""
+    """A finished run: its folder, its main file, its steps, and the last step's loss (None if none was left)."""
 
     folder: Path
     file: Path
@@ -43,62 +47,74 @@ def train(
     cancel: Callable[[], bool] = lambda: False,
     resume: Path | str | None = None,
 ) -> Result:
-    """Train the network a job describes on `model`, whose weights, flags and hooks are afterwards as before.
+    """Train what a job describes on `model`, whose weights, flags and hooks are afterwards as before.
 
     `on_event` gets every event as it is written: "started", "step", "sample", "saved", then "finished", "failed" or
-    "cancelled". `cancel` is asked before every step. `resume` is a run's folder, to go on from its state.
+    "cancelled". `cancel` is asked before every step, and while pictures are made ready. `resume` is a run's folder, to
+    go on from its state. Started as one of several processes (accelerate launch), only the first writes and tells.
     Raises BadConfig or BadDataset before the first step, Cancelled, and TrainingFailed naming step and cause.
     """
     earlier = Run.open(resume) if resume is not None else None
-    network_target(job, earlier)
-    run = earlier or Run.create(job)
+    targets(job, earlier)
+    processes = Processes.start(next(model.roots()[UNET].parameters()).device)
+    run = earlier or Run(Path(processes.share(str(Run.create(job).folder) if processes.first else None)))
     with ExitStack() as stack:
-        stack.enter_context(run.locked())
+        stack.callback(processes.close)
+        if processes.first:
+            stack.enter_context(run.locked())
         stack.enter_context(kept_rng())
-        record = stack.enter_context(_Record(run, on_event))
-        stack.enter_context(kept_flags())
-        stack.enter_context(frozen(model, checkpointing=job.training.checkpointing))
-        record.session = session = prepare(job, model)
-        stack.callback(session.accelerator.free_memory)
-        record.outputs = Outputs(session, run, record.send)
+        record = stack.enter_context(_Record(run, on_event if processes.first else _tell_nobody))
+        record.first_process = processes.first
+        stack.enter_context(kept_flags(job.training.deterministic))
+        stack.enter_context(frozen(model, checkpointing=job.training.checkpointing, attention=job.base.attention))
+        watch = Watch(cancel, record.preparing, record.note)
+        record.session = session = prepare(job, model, run.folder, processes, watch)
+        session.started_at = run.began()
+        if processes.first:
+            record.outputs = Outputs(session, run, record.send)
         if run.state.exists():
-            record.step = load_state(run.state, session.layers, session.optimizer)
-        run.write_job(job)  # only now: a job that does not fit the state must not hide the one that does
+            record.step = load_state(run.state, session)
+        if processes.first:
+            run.write_job(job)  # only now: a job that does not fit the state must not hide the one that does
         record.started()
-        stack.enter_context(attach(model, session.layers))
+        if session.method.strengths == (1.0,):  # once for all steps, then; hundreds of hooks cost time
+            stack.enter_context(session.attached())
         return _loop(session, record, cancel)
 
 
 def _loop(session: Session, record: _Record, cancel: Callable[[], bool]) -> Result:
     outputs, plan, loss = record.outputs, session.plan, None
-    assert outputs is not None
     while record.step < plan.steps:
-        if cancel():
+        if session.processes.any(cancel()):
             raise Cancelled(f"stopped at step {record.step} of {plan.steps}")
         loss = _step(session, record)
         record.stepped(loss)
-        outputs.after(record.step)
+        if outputs is not None:
+            outputs.after(record.step)
+    if outputs is None:
+        session.processes.wait()
+        return Result(record.run.folder, record.run.folder, record.step, loss)
     file = outputs.finish(record.step)
+    session.processes.wait()
     record.send(stamp("finished", step=record.step, steps=plan.steps, file=str(file)))
     return Result(record.run.folder, file, record.step, loss)
 
 
 def _step(session: Session, record: _Record) -> float:
     """One optimizer step; returns its loss."""
-    training, step = session.job.training, record.step
+    step = record.step
     record.rate = set_rates(session.optimizer, rate_factor(session.job.optimizer, step, session.plan.steps))
     total = session.backward(step)
-    norm = session.accelerator.clip_grad_norm_(session.parameters(), training.clip or math.inf)
+    norm = session.unscaled_norm()
     value, size = torch.stack([total, norm.to(total)]).tolist()  # the step's one wait for the device
-    if not (math.isfinite(value) and math.isfinite(size)):
-        raise TrainingFailed(
-            f"step {step + 1}: loss = {value}, gradient norm = {size}; lower optimizer.lr "
-            f"(now {session.job.optimizer.lr:g}) or use the base model in float32 or bfloat16"
-        )
-    record.whole = False
-    session.optimizer.step()
-    session.optimizer.zero_grad(set_to_none=True)
-    return float(value)
+    finite = math.isfinite(value) and math.isfinite(size)
+    record.whole = not finite
+    if session.update(finite):
+        return float(value)
+    raise TrainingFailed(
+        f"step {step + 1}: loss = {value}, gradient norm = {size}; lower optimizer.lr "
+        f"(now {session.job.optimizer.lr:g}) or use the base model in float32 or bfloat16"
+    )
 
 
 class _Record:
@@ -110,23 +126,44 @@ class _Record:
         self.outputs: Outputs | None = None
         self.step = self.first = 0
         self.rate = 0.0
+        self.first_process = True
         self.whole = True  # False from the optimizer's step until that step is counted
         self._clock = time.monotonic()
         self._pace: float | None = None
 
     def send(self, event: Event) -> None:
-        """Write an event to the run's folder, then hand it on."""
+        """Write an event to the run's folder, then hand it on. Only the first of several processes does."""
+        if not self.first_process:
+            return
         self.run.append(event)
         tell, self.on_event = self.on_event, _tell_nobody  # one that fails is not asked again
         tell(event)
         self.on_event = tell
 
+    def preparing(self, done: int, total: int) -> None:
+        """Tell how far the pictures are made ready, but not more often than can be seen."""
+        now = time.monotonic()
+        if done == total or now - self._clock >= PATIENCE:
+            self._clock = now
+            self.send(stamp("preparing", folder=str(self.run.folder), done=done, total=total))
+
+    def note(self, message: str) -> None:
+        """Tell something that the user should know and that stops nothing."""
+        self.send(stamp("note", message=message))
+
     def started(self) -> None:
         """Tell what is about to be trained."""
         assert self.session is not None
         self.first = self.step
-        data, layers = self.session.dataset, self.session.layers
-        facts = {"pictures": len(data.items), "skipped": [item.reason for item in data.skipped], "layers": len(layers)}
+        data, parameters = self.session.dataset, self.session.named_parameters()
+        facts = {
+            "pictures": sum(not item.prior for item in data.items),
+            "class_pictures": sum(item.prior for item in data.items),
+            "skipped": [item.reason for item in data.skipped],
+            "notes": list(data.notes),
+            "processes": self.session.processes.count,
+            "parameters": sum(p.numel() for p in parameters.values()),
+        }
         steps = self.session.plan.steps
         self.send(stamp("started", folder=str(self.run.folder), step=self.step, steps=steps, **facts))
         self._clock = time.monotonic()
@@ -174,7 +211,7 @@ class _Record:
             return ""
         try:
             if isinstance(error, Cancelled):
-                self.outputs.keep_network(self.step)
+                self.outputs.keep_products(self.step)
             return f" (the state after step {self.step} is saved in {self.outputs.keep_state(self.step)})"
         except (BadFile, OSError, RuntimeError) as trouble:  # a GPU that failed cannot be read either
             return f" (the state after step {self.step} could not be saved: {trouble})"

@@ -124,6 +124,10 @@ class Run:
         lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is not complete yet
         return [json.loads(line) for line in lines]
 
+    def began(self) -> float:
+        """When the run first started, in seconds since 1970; now, if it has not yet."""
+        return next((float(event["time"]) for event in self.events()), time.time())
+
     def status(self) -> Status:
         """Where the run stands, from its events."""
         known: Event = {}
@@ -153,22 +157,27 @@ def list_runs(folder: Path | str) -> list[Run]:
     return sorted(found, key=lambda run: ((run.folder / JOB).stat().st_mtime, run.folder.name), reverse=True)
 
 
-def network_target(job: JobConfig, run: Run | None) -> Path | None:
-    """The file the finished network is copied to; None if it stays in the run's folder.
+def targets(job: JobConfig, run: Run | None) -> dict[str, Path]:
+    """{file name: where that finished file is copied to}; what the job names no folder for stays in the run's.
 
     Raises BadConfig if there is a file already that is not the copy `run` itself made.
     """
-    if not job.output.network_folder:
-        return None
-    target = Path(os.path.expanduser(job.output.network_folder)) / f"{job.output.name}.safetensors"
-    if os.path.lexists(target):
-        mine = run.folder / target.name if run is not None else None
-        if not (mine and mine.is_file() and target.is_file() and mine.read_bytes() == target.read_bytes()):
-            raise BadConfig(
-                f"{str(target)!r} exists already and is not this run's own; choose another output.name "
-                f"(now {job.output.name!r}), or move that file away"
-            )
-    return target
+    from lib_lora.train.methods.registry import method_of
+
+    found: dict[str, Path] = {}
+    for product in method_of(job.method.name).products(job, job.output.name):
+        folder = product.target_folder(job)
+        if not folder:
+            continue
+        target = found[product.name] = Path(os.path.expanduser(folder)) / product.name
+        if os.path.lexists(target):
+            mine = run.folder / target.name if run is not None else None
+            if not (mine and mine.is_file() and target.is_file() and mine.read_bytes() == target.read_bytes()):
+                raise BadConfig(
+                    f"{str(target)!r} exists already and is not this run's own; choose another output.name "
+                    f"(now {job.output.name!r}), or move that file away"
+                )
+    return found
 
 
 def stamp(kind: str, **facts: Any) -> Event:

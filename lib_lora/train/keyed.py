@@ -9,9 +9,14 @@ import torch
 
 def generator(seed: int, *what: int | str) -> torch.Generator:
     """A CPU generator that depends on `seed` and on `what` it is for, and on nothing else."""
+    return torch.Generator("cpu").manual_seed(number(seed, *what))
+
+
+def number(seed: int, *what: int | str) -> int:
+    """A seed of its own for each thing, 0 to 2^63 - 1."""
     text = "/".join(str(part) for part in (seed, *what))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)  # non-negative int64
+    return int.from_bytes(digest, "big") >> 1
 
 
 def coin(seed: int, *what: int | str) -> bool:

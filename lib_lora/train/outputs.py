@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from lib_lora.files.codec import network_tensors, write_network
-from lib_lora.files.hashes import add_hashes
-from lib_lora.files.metadata import build_metadata
 from lib_lora.files.tensors import atomic_file
-from lib_lora.networks.network import Network
 from lib_lora.prompt import extract
 from lib_lora.train.checkpoint import save_state
-from lib_lora.train.jobs import Event, Run, network_target, stamp
-from lib_lora.train.metadata import record_of
+from lib_lora.train.jobs import Event, Run, stamp, targets
+from lib_lora.train.methods.base import Product
 from lib_lora.train.session import Session, kept_rng
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from lib_lora.train.sidecar import write_sidecar
 
 
 class Outputs:
-    """The files of one run. Steps are counted as completed ones."""
+    """The files of one run. Steps are counted as completed ones. Only the first of several processes has one."""
 
     def __init__(self, session: Session, run: Run, send: Callable[[Event], object]) -> None:
         self._session, self._run, self._send = session, run, send
         self._output = session.job.output
         # The network in training is on already, no other can be: tags say nothing here. Bad ones are told at once.
-        self._prompts = [extract(prompt)[0].strip() for prompt in self._output.sample_prompts]
+        given = self._output.sample_prompts or tuple(filter(None, (c.sample_prompt for c in session.job.concepts)))
+        self._prompts = [extract(prompt)[0].strip() for prompt in given]
 
     def after(self, step: int) -> None:
         """Whatever is due after this step; the state last, so that a kill in between repeats work and loses none."""
@@ -36,61 +33,79 @@ class Outputs:
         if _due(step, self._output.sample_every):
             self.sample(step)
         if _due(step, self._output.save_every) and not last:
-            self.keep_network(step)
+            self.keep_products(step)
         if _due(step, self._output.state_every) and not last:
             self.keep_state(step)
 
     def finish(self, step: int) -> Path:
-        """The finished network's file: in the run's folder and, if the job names one, in the networks folder."""
-        target = network_target(self._session.job, self._run)  # once more: a file may have come there meanwhile
-        made = self._write(self._run.folder / f"{self._output.name}.safetensors", step)
+        """The main file of the finished run: in the run's folder, and in the folder that the job names for such."""
+        final = targets(self._session.job, self._run)  # once more: a file may have come there meanwhile
+        products = self._write(self._run.folder, self._output.name, step)
         self.keep_state(step)
-        if target is None:
-            return made
-        with atomic_file(target) as file:
-            file.write(made.read_bytes())
-        return target
+        files = []
+        for product in products:
+            made, target = self._run.folder / product.name, final.get(product.name)
+            if target is not None:
+                with atomic_file(target) as file:
+                    file.write(made.read_bytes())
+            files.append(target or made)
+            if self._output.sidecar:
+                write_sidecar(self._session, product, files[-1], self._last_sample())
+        return files[0]
 
-    def keep_network(self, step: int) -> Path:
-        """Write the network as it is now into the run's checkpoints."""
-        return self._write(self._run.checkpoints / f"{self._output.name}-{step:06d}.safetensors", step)
+    def keep_products(self, step: int) -> None:
+        """Write what the run makes as it is now into the run's checkpoints; remove older ones beyond `keep_last`."""
+        self._write(self._run.checkpoints, f"{self._output.name}-{step:06d}", step)
+        if self._output.keep_last:
+            self._forget(step)
 
     def keep_state(self, step: int) -> Path:
         """Write what resuming needs."""
-        save_state(self._run.state, self._session.layers, self._session.optimizer, step)
+        save_state(self._run.state, self._session, step)
         return self._run.state
 
     def sample(self, step: int) -> None:
         """Draw the sample prompts with the network as it is now; training notices nothing of it."""
         from lib_lora.models.sample import SampleRequest, sample
 
-        output, data = self._output, self._session.job.data
-        prompts = self._prompts or (self._session.dataset.items[0].caption,)
-        for number, prompt in enumerate(prompts):
+        session, output = self._session, self._output
+        side = session.job.data.resolution
+        for number, prompt in enumerate(self._prompts or (session.dataset.items[0].caption,)):
             request = SampleRequest(
                 prompts=[prompt],
+                negative=output.sample_negative,
                 seed=output.sample_seed,
                 steps=output.sample_steps,
                 cfg=output.sample_cfg,
-                width=data.resolution,
-                height=data.resolution,
+                width=side,
+                height=side,
+                options=dataclasses.replace(session.text_options, weights=True),
             )
-            with kept_rng(), torch.no_grad():
-                picture = sample(self._session.model, request)[0]
+            with kept_rng(), session.best(), session.attached(), torch.no_grad():
+                picture = sample(session.model, request)[0]
             path = self._run.samples / f"{step:06d}-{number}.png"
             with atomic_file(path) as file:
                 picture.save(file, "png")
             self._send(stamp("sample", step=step, prompt=prompt, picture=str(path)))
 
-    def _write(self, path: Path, step: int) -> Path:
+    def _write(self, folder: Path, stem: str, step: int) -> tuple[Product, ...]:
         session = self._session
-        layers = {key: session.layers[key] for key in sorted(session.layers)}
-        dtype = DTYPES[self._output.dtype]
-        network = Network(self._output.name, layers)
-        record = build_metadata(record_of(session.job, session.model, session.dataset, step))
-        write_network(path, network, add_hashes(record, network_tensors(network, dtype)), dtype)
-        self._send(stamp("saved", step=step, path=str(path)))
-        return path
+        products = session.method.products(session.job, stem)
+        with session.best():
+            session.method.write(session, folder, products, step)
+        for product in products:
+            self._send(stamp("saved", step=step, path=str(folder / product.name)))
+        return products
+
+    def _forget(self, step: int) -> None:
+        every, keep = self._output.save_every, self._output.keep_last
+        for old in range(step - every * keep, 0, -every):
+            names = self._session.method.products(self._session.job, f"{self._output.name}-{old:06d}")
+            for product in names:
+                (self._run.checkpoints / product.name).unlink(missing_ok=True)
+
+    def _last_sample(self) -> Path | None:
+        return max(self._run.samples.glob("*-0.png"), default=None)
 
 
 def _due(step: int, every: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BadConfig(f"{str(path)!r} is not valid TOML: {error}; correct that line") from None
 
 
-def dump_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Tables of plain values as TOML; None is left out."""
+def dump_toml(tables: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]]) -> str:
+    """Tables of plain values as TOML, lists of tables as [[name]]; None is left out."""
     parts = []
-    for name, table in tables.items():
-        lines = [f"{key} = {_value(value)}" for key, value in table.items() if value is not None]
-        parts.append("\n".join([f"[{name}]", *lines]) + "\n")
+    for name, given in tables.items():
+        heading, members = (f"[{name}]", [given]) if isinstance(given, Mapping) else (f"[[{name}]]", given)
+        for table in members:
+            lines = [f"{key} = {_value(value)}" for key, value in table.items() if value is not None]
+            parts.append("\n".join([heading, *lines]) + "\n")
     return "\n".join(parts)
 
 

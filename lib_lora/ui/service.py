@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from lib_lora.errors import BadConfig, BadDataset, Cancelled, LoraError
 from lib_lora.train.captions import fill
 from lib_lora.train.config import JobConfig
-from lib_lora.train.jobs import network_target
+from lib_lora.train.jobs import targets
+from lib_lora.train.methods.registry import method_of
 from lib_lora.train.presets import PRESETS, preset_job
 
 log = logging.getLogger(__name__)
@@ -95,13 +96,13 @@ class BackgroundService:
         preset = values.pop("preset", None) or self.presets()[0]
         job = preset_job(preset, {**self._defaults(), **values})
         folder = check_folder(job.data.folder)
-        network_target(job, None)
+        targets(job, None)
         with self._lock:
             if self._status.state == "running":
                 raise BadConfig(f"{self._status.name!r} is being trained; wait for it or cancel it")
             self._stop.clear()
             words = fill(job.data.template, job.data)
-            tag = f"<lora:{job.output.name}:1>"
+            tag = method_of(job.method.name).products(job, job.output.name)[0].tag()
             self._status = TrainStatus("running", job.output.name, message="preparing", tag=tag, words=words)
             self._thread = threading.Thread(target=self._work, args=(job,), name="lorakit-train", daemon=True)
             self._thread.start()
@@ -161,6 +162,11 @@ class BackgroundService:
             losses = losses if len(losses) <= PLOTTED else losses[::2]
             facts = {"step": event["step"], "total": event["steps"], "loss": event["loss"], "eta_s": event["eta_s"]}
             self._change(**facts, losses=losses)
+        elif kind == "preparing" and event["total"]:
+            self._change(message=f"making pictures ready: {event['done']} of {event['total']}")
+        elif kind == "note":
+            log.warning("%s", event["message"])
+            self._change(message=event["message"])
         elif kind == "sample":
             self._change(samples=(*status.samples, Path(event["picture"])))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,10 +55,12 @@ def test_the_model_before_is_let_go(webui: Any, host: WebuiHost) -> None:
     assert before() is None
 
 
-def test_other_versions_can_be_applied_to_but_not_trained_on(webui: Any, host: WebuiHost) -> None:
-    webui.shared.sd_model = _sd2()
+def test_an_inpainting_model_can_be_applied_to_but_not_trained_on(webui: Any, host: WebuiHost) -> None:
+    pytest.importorskip("ldm")
+    unet = live.unet("sd2", channels=9)
+    webui.shared.sd_model = live.ldm_model(unet, live.open_clip_embedder(live.open_clip_tower(live.TINY)))
     assert host.patchable().version == "sd2"
-    with pytest.raises(WrongBaseModel, match="it is SD 2.x, and training works on SD 1.x only; load a Stable"):
+    with pytest.raises(WrongBaseModel, match="an inpainting model.*train on the base checkpoint it was made from"):
         host.model()
 
 
@@ -65,3 +68,13 @@ def test_an_unknown_model_is_refused_with_the_reason(webui: Any, host: WebuiHost
     webui.shared.sd_model = None
     with pytest.raises(WrongBaseModel, match="its UNet is a NoneType"):
         host.patchable()
+
+
+def test_a_folder_of_networks_that_cannot_be_made_is_told_and_named(
+    webui: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A drive that is away at the start comes back later."""
+    (tmp_path / "away").touch()
+    webui.shared.cmd_opts.lora_dir = str(tmp_path / "away" / "Lora")
+    assert WebuiHost(webui, BuiltinLora(webui)).network_folders() == [tmp_path / "away" / "Lora"]
+    assert str(tmp_path / "away" / "Lora") in caplog.text

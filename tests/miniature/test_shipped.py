@@ -59,7 +59,8 @@ def test_export_puts_three_things_in_place(tmp_path: Path) -> None:
     assert folder.is_absolute() and (folder / "vocab.json").is_file() and (folder / "config.json").is_file()
     again = load_checkpoint(target)
     assert torch.equal(
-        again.encode_text(["a red circle"]), load_checkpoint(checkpoint_path()).encode_text(["a red circle"])
+        again.encode_text(["a red circle"]).states,
+        load_checkpoint(checkpoint_path()).encode_text(["a red circle"]).states,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lib_lora.keys.open_clip import openclip_places
+from lib_lora.keys.unet import NATIVE
 
 TINY, FULL = "tiny", "full"
 # (width of the first level, context, channels of a head)
@@ -54,6 +55,42 @@ def unet(version: str, size: str = TINY, channels: int = 4) -> Any:
         legacy=False,
     )
     return _deepened(made, SIZES[size], 4 * width) if xl else made
+
+
+def diffusers_unet(version: str, sizes: int = 0) -> Any:
+    """diffusers' UNet of the tiny sizes. `sizes` is the width of each of SDXL's embedded numbers."""
+    from diffusers import UNet2DConditionModel
+
+    width, context, head = UNETS[version, TINY]
+    if version == "sdxl":
+        shape: dict[str, Any] = {
+            "block_out_channels": (width, 2 * width, 4 * width),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 10),
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": sizes,
+            "projection_class_embeddings_input_dim": SIZES[TINY],
+        }
+    else:
+        shape = {"block_out_channels": (width, 2 * width, 4 * width, 4 * width)}
+    made = UNet2DConditionModel(
+        **shape,
+        cross_attention_dim=context,
+        attention_head_dim=tuple(width // head for width in shape["block_out_channels"]),
+        use_linear_projection=version != "sd1",
+    )
+    return made.eval()
+
+
+@torch.no_grad()
+def share_unet_weights(ours: Any, reference: Any, version: str) -> None:
+    """Give ldm's UNet random weights, and diffusers' the same."""
+    for path, native in NATIVE[version].items():
+        for name, parameter in ours.get_submodule(native).named_parameters(recurse=False):
+            target = getattr(reference.get_submodule(path), name)
+            nn.init.normal_(parameter, std=0.15)
+            target.copy_(parameter.view(target.shape))
 
 
 def _deepened(made: Any, sizes: int, width: int) -> Any:

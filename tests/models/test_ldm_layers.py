@@ -204,34 +204,11 @@ def test_the_tables_of_the_tower_name_every_layer_of_transformers() -> None:
     assert weights == set(text_encoder_paths(3, projection=True))
 
 
-@torch.no_grad()
-def _same_weights(ours: Any, reference: Any, version: str) -> None:
-    for path, native in NATIVE[version].items():
-        for name, parameter in ours.get_submodule(native).named_parameters(recurse=False):
-            target = getattr(reference.get_submodule(path), name)
-            nn.init.normal_(parameter, std=0.15)
-            target.copy_(parameter.view(target.shape))
-
-
 def test_sdxls_unet_computes_what_diffusers_does_with_the_same_network() -> None:
-    from diffusers import UNet2DConditionModel
-
-    width, context, _head = live.UNETS["sdxl", live.TINY]
+    context = live.UNETS["sdxl", live.TINY][1]
     torch.manual_seed(0)
-    reference = UNet2DConditionModel(
-        block_out_channels=(width, 2 * width, 4 * width),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        cross_attention_dim=context,
-        attention_head_dim=(4, 8, 16),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=2,
-        projection_class_embeddings_input_dim=live.SIZES[live.TINY],
-    )
-    reference, ours = reference.eval(), live.unet("sdxl").eval()
-    _same_weights(ours, reference, "sdxl")
+    reference, ours = live.diffusers_unet("sdxl", sizes=2), live.unet("sdxl").eval()
+    live.share_unet_weights(ours, reference, "sdxl")
     noise, time, text = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 7, context)
     pooled, sizes = torch.randn(1, 4), torch.tensor([[64.0, 48.0, 0.0, 3.0]])
     from ldm.modules.diffusionmodules.util import timestep_embedding

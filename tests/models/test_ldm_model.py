@@ -18,7 +18,7 @@ from lib_lora.keys.layer_key import TE1, UNET, LayerKey
 from lib_lora.models.diffusers_model import DiffusersModel
 from lib_lora.models.ldm_model import LdmModel
 from lib_lora.models.ldm_session import replace_inference_tensors
-from lib_lora.ports import DiffusionModel
+from lib_lora.ports import Conditioning, DiffusionModel
 from tests.models import live
 
 
@@ -113,23 +113,30 @@ def test_prediction_equals_diffusers(ldm: Any, tiny_model: DiffusersModel) -> No
     timesteps = torch.tensor([17, 801])
     prompts = ["a red square", "a photo of a dog (1) [x]"]
     with torch.no_grad():
-        text = LdmModel(ldm).encode_text(prompts)
-        _close(text, tiny_model.encode_text(prompts))
-        _close(LdmModel(ldm).predict(noisy, timesteps, text), tiny_model.predict(noisy, timesteps, text))
+        text = LdmModel(ldm).encode_text(prompts).states
+        _close(text, tiny_model.encode_text(prompts).states)
+        _close(
+            LdmModel(ldm).predict(noisy, timesteps, Conditioning(text)),
+            tiny_model.predict(noisy, timesteps, Conditioning(text)),
+        )
 
 
 def test_long_prompts_are_cut_alike(ldm: Any, tiny_model: DiffusersModel) -> None:
     prompt = ["one two three four five " * 30]
-    _close(LdmModel(ldm).encode_text(prompt).detach(), tiny_model.encode_text(prompt))
+    _close(LdmModel(ldm).encode_text(prompt).states.detach(), tiny_model.encode_text(prompt).states)
 
 
 def test_clip_skip_equals_diffusers(ldm: Any, tiny_model: DiffusersModel) -> None:
     tiny_model.clip_skip = 2
     try:
-        _close(LdmModel(ldm, clip_skip=2).encode_text(["a cat"]).detach(), tiny_model.encode_text(["a cat"]))
+        _close(
+            LdmModel(ldm, clip_skip=2).encode_text(["a cat"]).states.detach(), tiny_model.encode_text(["a cat"]).states
+        )
     finally:
         tiny_model.clip_skip = 1
-    assert not torch.allclose(LdmModel(ldm, clip_skip=2).encode_text(["a cat"]), tiny_model.encode_text(["a cat"]))
+    assert not torch.allclose(
+        LdmModel(ldm, clip_skip=2).encode_text(["a cat"]).states, tiny_model.encode_text(["a cat"]).states
+    )
 
 
 def test_vae_both_ways_equals_diffusers(ldm: Any, tiny_model: DiffusersModel) -> None:
@@ -180,7 +187,7 @@ def test_the_webuis_wrapper_round_the_text_encoder_is_seen_through(ldm: Any) -> 
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
             return self.wrapped(input_ids)
 
-    expected = LdmModel(ldm).encode_text(["a dog"])
+    expected = LdmModel(ldm).encode_text(["a dog"]).states
     outer = nn.Module()
     outer.wrapped = ldm.cond_stage_model
     hijacked = SimpleNamespace(
@@ -189,7 +196,7 @@ def test_the_webuis_wrapper_round_the_text_encoder_is_seen_through(ldm: Any) -> 
     embeddings.token_embedding = EmbeddingsWithFixes(plain)
     try:
         model = LdmModel(hijacked)
-        assert torch.equal(model.encode_text(["a dog"]), expected)
+        assert torch.equal(model.encode_text(["a dog"]).states, expected)
         assert LayerKey(TE1, "text_model.encoder.layers.0.self_attn.q_proj") in model.modules_by_key()
     finally:
         embeddings.token_embedding = plain
@@ -239,13 +246,13 @@ def test_ldms_own_checkpoint_would_lose_the_gradient(ldm: Any) -> None:
     handle = target.register_forward_hook(lambda _module, args, out: out + adapter(args[0]))
     try:
         with torch.no_grad():
-            text = model.encode_text(["a dog"])
+            text = model.encode_text(["a dog"]).states
         # The flag is what matters: the block's output is computed under no_grad inside ldm's checkpoint.
         block = ldm.model.diffusion_model.input_blocks[4][1].transformer_blocks[0]
         assert block.checkpoint is True
         for parameter in ldm.parameters():
             parameter.requires_grad_(False)
-        out = model.predict(torch.zeros(1, 4, 16, 16), torch.tensor([5]), text)
+        out = model.predict(torch.zeros(1, 4, 16, 16), torch.tensor([5]), Conditioning(text))
         assert not out.requires_grad
     finally:
         handle.remove()

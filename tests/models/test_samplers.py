@@ -13,7 +13,17 @@ from lib_lora.errors import BadConfig, Cancelled
 from lib_lora.models.diffusers_model import DiffusersModel
 from lib_lora.models.sample import SampleRequest, sample, seeded_noise, split, to_images
 from lib_lora.models.samplers import SAMPLERS, Course, ddim, dpmpp_2m, euler
-from lib_lora.models.schedule import even_timesteps, leading_timesteps, scaled_linear, sigmas_of
+from lib_lora.models.schedule import (
+    ends_in_noise,
+    even_timesteps,
+    leading_timesteps,
+    linear,
+    scaled_linear,
+    sigmas_of,
+    trailing_timesteps,
+    zero_terminal,
+)
+from lib_lora.ports import TextOptions
 
 BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 BAR = scaled_linear()
@@ -176,3 +186,83 @@ def test_noise_and_pixels() -> None:
     assert torch.equal(rows[2], seeded_noise(7, 1, (4, 2, 2))[0])
     (image,) = to_images(torch.tensor([-2.0, float("nan"), 1.5]).reshape(1, 3, 1, 1))
     assert image.getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_other_schedules_equal_diffusers() -> None:
+    from diffusers import DDIMScheduler
+
+    plain = DDIMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")
+    torch.testing.assert_close(linear(), plain.alphas_cumprod.double(), rtol=1e-4, atol=1e-9)
+    theirs = DDIMScheduler(**BETAS, rescale_betas_zero_snr=True)
+    got = zero_terminal(BAR)
+    torch.testing.assert_close(got[:-1], theirs.alphas_cumprod[:-1].double(), rtol=1e-3, atol=1e-7)
+    assert 0 < float(got[-1]) < 1e-7 and ends_in_noise(got) and not ends_in_noise(BAR)
+    torch.testing.assert_close(got[0], BAR[0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 20, 1000])
+def test_trailing_timesteps_equal_diffusers(steps: int) -> None:
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+    for kind in (DDIMScheduler, EulerDiscreteScheduler):
+        theirs = kind(**BETAS, timestep_spacing="trailing")
+        theirs.set_timesteps(steps)
+        assert trailing_timesteps(steps).tolist() == [int(t) for t in theirs.timesteps]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20])
+def test_a_schedule_that_ends_in_noise_is_drawn_as_diffusers_draws_it(steps: int) -> None:
+    from diffusers import DDIMScheduler
+
+    bars = zero_terminal(BAR)
+    theirs = DDIMScheduler(
+        **BETAS,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        timestep_spacing="trailing",
+    )
+    theirs.alphas_cumprod, theirs.final_alpha_cumprod = bars, bars[0]
+    theirs.set_timesteps(steps)
+    want = NOISE
+    for t in theirs.timesteps.tolist():
+        want = theirs.step(output(want, t), t, want).prev_sample
+    course = Course(bars, steps, trailing=True)
+    ours = lambda z, t: split(output(z, t), z, float(bars[t]), "v_prediction")  # noqa: E731
+    torch.testing.assert_close(ddim(ours, NOISE, course), want, rtol=1e-9, atol=1e-9)
+    for sampler in (euler, dpmpp_2m):
+        got = sampler(ours, NOISE.float(), course)
+        assert got.isfinite().all()
+        # The first sigma is 4519, and float32 subtracts two numbers of its size.
+        bound = 4 * float(sigmas_of(bars)[-1]) * torch.finfo(torch.float32).eps
+        torch.testing.assert_close(got.double(), sampler(ours, NOISE, course), rtol=0, atol=bound)
+
+
+def test_a_model_whose_schedule_ends_in_noise_begins_there(
+    tiny_model: DiffusersModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    predict = tiny_model.predict
+    monkeypatch.setattr(tiny_model, "predict", lambda z, t, text: seen.append(int(t[0])) or predict(z, t, text))
+    monkeypatch.setattr(tiny_model, "prediction_type", "v_prediction")
+    request: Any = {"prompts": ["x"], "steps": 4, "width": 128, "height": 64, "sampler": "DDIM", "cfg": 1}
+    sample(tiny_model, SampleRequest(**request))
+    assert seen == [751, 501, 251, 1]
+    seen.clear()
+    sample(tiny_model, SampleRequest(**request, trailing=True))
+    assert seen == [999, 749, 499, 249]
+    seen.clear()
+    monkeypatch.setattr(tiny_model, "bars", zero_terminal(BAR))
+    (picture,) = sample(tiny_model, SampleRequest(**request))
+    assert seen == [999, 749, 499, 249] and picture.size == (128, 64)
+
+
+def test_prompts_are_read_as_asked(tiny_model: DiffusersModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+    predict = tiny_model.predict
+    monkeypatch.setattr(
+        tiny_model, "predict", lambda z, t, text: shapes.append(tuple(text.states.shape)) or predict(z, t, text)
+    )
+    asked: Any = {"prompts": ["a (cat:1.4)"], "steps": 1, "width": 64, "height": 64}
+    sample(tiny_model, SampleRequest(**asked, options=TextOptions(windows=2, weights=True)))
+    assert shapes == [(2, 154, 32)]

@@ -17,6 +17,7 @@ from lib_lora.networks.base import Layer
 from lib_lora.networks.lora import Lora
 from lib_lora.networks.network import Network
 from lib_lora.patch.patcher import Patcher
+from lib_lora.ports import Conditioning
 from tests.patch.bare import DTYPES, Bare, bare, bits, expected, key, loaded, network_for, random_lora, same, weights
 
 
@@ -249,14 +250,14 @@ def test_the_whole_unet_and_text_encoder(make_tiny: Callable[[int], DiffusersMod
         for i, name in enumerate(keys)
     }
     before = {n: p.clone() for part, root in model.roots().items() for n, p in root.state_dict(prefix=part).items()}
-    text = model.encode_text(["a cat"])
+    text = model.encode_text(["a cat"]).states
     noise, time = torch.randn(1, 4, 16, 16), torch.tensor([500])
-    plain = model.predict(noise, time, text)
+    plain = model.predict(noise, time, Conditioning(text))
     patcher = Patcher()
     report = patcher.apply(model, [loaded(Network("full", layers), te=0.1, unet=0.1)])
     assert report.networks[0].applied == 264 and report.complete
-    assert not torch.allclose(model.predict(noise, time, text), plain, atol=1e-2)
-    assert not torch.allclose(model.encode_text(["a cat"]), text, atol=1e-2)
+    assert not torch.allclose(model.predict(noise, time, Conditioning(text)), plain, atol=1e-2)
+    assert not torch.allclose(model.encode_text(["a cat"]).states, text, atol=1e-2)
     patcher.restore()
     after = {n: p for part, root in model.roots().items() for n, p in root.state_dict(prefix=part).items()}
     assert same(before, after)

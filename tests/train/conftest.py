@@ -12,6 +12,12 @@ from PIL import Image, ImageDraw
 from lib_lora.train.config import JobConfig, make_job
 
 
+@pytest.fixture(autouse=True)
+def fixed_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files say when they were trained; equal runs make equal files where that is fixed."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of two captioned pictures."""

@@ -14,7 +14,7 @@ from lib_lora.keys.unet import conv_targets
 from lib_lora.models.diffusers_model import DiffusersModel
 from lib_lora.train import keyed
 from lib_lora.train.attach import attach, frozen, new_layers, target_keys
-from lib_lora.train.config import NetworkSection
+from lib_lora.train.sections import NetworkSection
 
 BOTH = NetworkSection(rank=2, alpha=2.0, train_text_encoder=True)
 
@@ -124,7 +124,7 @@ def agreement(one: list[torch.Tensor], two: list[torch.Tensor]) -> float:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_half_base_trains_float32_adapters(make_tiny: Callable[[int], DiffusersModel], checkpointing: bool) -> None:
     # bfloat16's 8 bits say nothing about direction on random weights (0.14 to 0.999 seen); float16 judges that below
-    half_gradients(make_tiny(5).to(torch.bfloat16), checkpointing)
+    half_gradients(make_tiny(5).to(dtype=torch.bfloat16), checkpointing)
 
 
 @pytest.mark.skipif(
@@ -136,5 +136,5 @@ def test_gradients_on_a_float16_base_are_the_float32_ones(
     make_tiny: Callable[[int], DiffusersModel], checkpointing: bool
 ) -> None:
     full = half_gradients(make_tiny(5), checkpointing)
-    assert agreement(full, half_gradients(make_tiny(5).to(torch.float16), checkpointing)) > 0.999
-    assert agreement(full, half_gradients(make_tiny(5).to(torch.float16), checkpointing, lost=20)) < 0.99
+    assert agreement(full, half_gradients(make_tiny(5).to(dtype=torch.float16), checkpointing)) > 0.999
+    assert agreement(full, half_gradients(make_tiny(5).to(dtype=torch.float16), checkpointing, lost=20)) < 0.99

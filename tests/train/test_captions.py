@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from lib_lora.errors import BadDataset
 from lib_lora.train.captions import clean_name, read_dataset
-from lib_lora.train.config import Data
+from lib_lora.train.sections_data import Data
 
 
 def put(folder: Path, *names: str) -> Path:
@@ -26,7 +27,7 @@ def captions(data: Data) -> dict[str, str]:
 
 def test_auto_takes_the_first_source_that_says_something(tmp_path: Path) -> None:
     put(tmp_path, "a.png", "b.png", "c_cat.png")
-    (tmp_path / "a.txt").write_text("﻿a {class} in\nthe sun", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("﻿a {class} in  the sun\n", encoding="utf-8")
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "b.png", "text": "by {trigger}"}) + "\n\n")
     assert captions(Data(folder=str(tmp_path), trigger="sks", class_word="dog")) == {
         "a.png": "a dog in the sun",
@@ -87,7 +88,7 @@ def test_bad_folders(tmp_path: Path) -> None:
         (b'{"file_name": "a.png", "text": null}', "line 1"),
         (b'{"file_name": ["a.png"], "text": "x"}', "line 1"),
         (b"[" * 100_000, "line 1"),
-        (b'{"file_name": "a.png", "text": "caf\xe9"}', r"metadata.jsonl.*not UTF-8"),
+        (b'{"file_name": "a.png", "text": "caf\xe9"', "line 1"),
     ],
 )
 def test_broken_metadata_names_file_and_line(tmp_path: Path, content: bytes, told: str) -> None:
@@ -104,13 +105,6 @@ def test_metadata_may_hold_a_line_separator(tmp_path: Path) -> None:
     assert captions(Data(folder=str(tmp_path))) == {"a.png": "red toy"}
 
 
-def test_a_caption_that_is_not_utf8_is_named(tmp_path: Path) -> None:
-    put(tmp_path, "a.png")
-    (tmp_path / "a.txt").write_bytes("café".encode("cp1252"))
-    with pytest.raises(BadDataset, match=r"a.txt.*not UTF-8"):
-        read_dataset(Data(folder=str(tmp_path)))
-
-
 @pytest.mark.parametrize("folder", ["x" * 5000, "~nobody-of-this-name/pictures", ""])
 def test_folders_no_system_has(folder: str) -> None:
     with pytest.raises(BadDataset, match="data.folder = "):
@@ -124,3 +118,75 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(BadDataset, match="data.folder = .*Permission denied"):
         read_dataset(Data(folder=str(tmp_path)))
+
+
+def test_lines_of_a_caption_file_are_variants(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("a {class}\n\nby {trigger}\n")
+    item = read_dataset(Data(folder=str(tmp_path), trigger="sks", class_word="dog")).items[0]
+    assert (item.caption, item.variants) == ("a dog", ("by sks",))
+
+
+def test_guessed_encodings_are_told(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes("café".encode("cp1252"))
+    dataset = read_dataset(Data(folder=str(tmp_path)))
+    assert dataset.items[0].caption == "café"
+    assert len(dataset.notes) == 1 and "a.txt" in dataset.notes[0] and "cp1252" in dataset.notes[0]
+
+
+def test_filewords_in_the_template(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", "a_running_dog.png", "plain.png")
+    (tmp_path / "a.txt").write_text("a dog on grass")
+    data = Data(folder=str(tmp_path), trigger="sks", class_word="dog", template="photo, [filewords]")
+    assert captions(data) == {
+        "a.png": "photo, sks on grass",
+        "a_running_dog.png": "photo, a running sks",
+        "plain.png": "sks, photo, plain",
+    }
+
+
+def test_sizes_buckets_and_masks(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (1000, 500), "red").save(tmp_path / "a.jpg", exif=exif)
+    put(tmp_path, "b.png")
+    Image.new("L", (8, 8)).save(tmp_path / "a-masklabel.png")
+    data = Data(folder=str(tmp_path), buckets=True, masks="folder", bucket_high=2048)
+    dataset = read_dataset(data)
+    first, second = dataset.items
+    assert (first.size, first.bucket) == ((500, 1000), (320, 704))
+    assert (second.size, second.bucket) == ((8, 8), (512, 512))
+    assert (first.mask, second.mask) == (tmp_path / "a-masklabel.png", None)
+    assert any("'b.png' have no mask" in note for note in dataset.notes)
+    assert dataset.bucket_info()["buckets"]["0"] == {"resolution": [320, 704], "count": 1}
+
+
+def test_masks_that_are_nowhere(tmp_path: Path) -> None:
+    put(tmp_path / "pictures", "a.png")
+    data = Data(folder=str(tmp_path / "pictures"), masks="folder")
+    with pytest.raises(BadDataset, match="no mask of any picture"):
+        read_dataset(data)
+    with pytest.raises(BadDataset, match="data.mask_folder = .*nowhere"):
+        read_dataset(replace(data, mask_folder=str(tmp_path / "nowhere")))
+    put(tmp_path / "masks", "a.webp")
+    assert (
+        read_dataset(replace(data, mask_folder=str(tmp_path / "masks"))).items[0].mask == tmp_path / "masks" / "a.webp"
+    )
+
+
+def test_equal_pictures_and_shared_captions_are_told(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", "b.png", "b.jpg")
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "c.png")
+    notes = read_dataset(Data(folder=str(tmp_path))).notes
+    assert notes == (
+        "'a.png', 'b.png' are the same picture; keep one, or count its repeats",
+        "'b.jpg', 'b.png' share one caption file; rename one",
+    )
+
+
+def test_broken_items_are_visited_no_more(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", "b.jpg", "c.bmp")
+    dataset = read_dataset(Data(folder=str(tmp_path), repeats=2)).without({1: "it is torn"})
+    assert dataset.visits() == [0, 0, 2, 2]
+    assert [(item.path.name, item.reason) for item in dataset.skipped] == [("b.jpg", "it is torn")]

@@ -43,7 +43,7 @@ def test_toml_round_trip(tmp_path: Path, text: str, prompts: list[str], rate: fl
         ("training.steps=1.5", ["training.steps", "1.5"]),
         ("optimizer.lr=NaN", ["optimizer.lr", "from 0 to 10"]),
         ("data.resolution=100", ["data.resolution", "100", "multiple of 64"]),
-        ("network.type=loha", ["network.type", "'loha'", "lora, locon"]),
+        ("network.type=lohax", ["network.type", "'lohax'", "lora, locon"]),
         ("data.flip=1", ["data.flip", "true or false"]),
         ("network.dim=4", ["network.dim", "unknown", "network.rank"]),
         ("steps", ["'steps'", "="]),

@@ -15,12 +15,13 @@ from lib_lora.errors import BadConfig, BadDataset, BadFile, BadTag, Cancelled, T
 from lib_lora.files.codec import read_network
 from lib_lora.models.diffusers_model import DiffusersModel
 from lib_lora.train import engine
-from lib_lora.train.attach import attach, frozen
+from lib_lora.train.attach import attach
 from lib_lora.train.checkpoint import load_state
 from lib_lora.train.config import JobConfig
 from lib_lora.train.engine import train
+from lib_lora.train.frozen import frozen
 from lib_lora.train.jobs import Run
-from lib_lora.train.latents import Visit
+from lib_lora.train.plan import Visit
 from lib_lora.train.session import prepare
 
 Make = Callable[..., JobConfig]
@@ -58,6 +59,8 @@ def test_a_run_from_start_to_end(make: Make, tiny_model: DiffusersModel, tmp_pat
     assert not any(p.requires_grad or p.grad is not None for p in tiny_model.unet.parameters())
     run = Run.open(result.folder)
     assert run.events() == events
+    assert (events[0]["type"], events[0]["folder"]) == ("preparing", str(result.folder))
+    events = [event for event in events if event["type"] != "preparing"]
     assert [e["type"] for e in events] == [
         "started", "step", "sample", "saved", "step", "sample", "saved", "finished",
     ]  # fmt: skip
@@ -103,14 +106,15 @@ def test_resume_is_bit_equal(make: Make, tiny_model: DiffusersModel, name: str) 
     assert (folder / "checkpoints" / "toy-000003.safetensors").is_file()
     events: list[dict[str, Any]] = []
     resumed = train(job, tiny_model, on_event=events.append, resume=folder)
-    assert (events[0]["step"], resumed.folder) == (3, folder)
+    (began,) = (event for event in events if event["type"] == "started")
+    assert (began["step"], resumed.folder) == (3, folder)
     assert resumed.file.read_bytes() == whole.file.read_bytes()
 
 
-def test_loss_falls_on_two_pictures(make: Make, tiny_model: DiffusersModel) -> None:
+def test_loss_falls_on_two_pictures(make: Make, tiny_model: DiffusersModel, tmp_path: Path) -> None:
     job = make(training__steps=12, network__rank=8, network__alpha=8.0, optimizer__lr=1e-2, training__min_snr_gamma=0.0)
     network = read_network(train(job, tiny_model).file)
-    session = prepare(job, tiny_model)
+    session = prepare(job, tiny_model, tmp_path)
     visits = [Visit(index, 10_000 + turn, index) for turn in range(4) for index in range(2)]
     with torch.no_grad():
         before = session.losses(visits).mean()
@@ -119,12 +123,12 @@ def test_loss_falls_on_two_pictures(make: Make, tiny_model: DiffusersModel) -> N
     assert after < 0.9 * before
 
 
-def test_accumulation_equals_a_larger_batch(make: Make, tiny_model: DiffusersModel) -> None:
+def test_accumulation_equals_a_larger_batch(make: Make, tiny_model: DiffusersModel, tmp_path: Path) -> None:
     gradients = []
     for batch, parts in ((2, 1), (1, 2)):
         job = make(training__batch_size=batch, training__accumulation=parts, data__resolution=128)
-        session = prepare(job, tiny_model)
-        with frozen(tiny_model, checkpointing=False), attach(tiny_model, session.layers):
+        session = prepare(job, tiny_model, tmp_path)
+        with frozen(tiny_model, checkpointing=False):
             loss = session.backward(0)
         gradients.append([loss, *(p.grad for p in session.parameters() if p.grad is not None)])
     assert len(gradients[0]) == len(gradients[1]) == 1 + 2 * 192
@@ -164,7 +168,7 @@ def test_nan_is_told_with_advice_and_the_last_good_state_kept(
         train(job, tiny_model)
     run = Run(Path(job.output.folder) / "toy")
     assert run.status().state == "failed"
-    monkeypatch.undo()
+    monkeypatch.setattr(DiffusersModel, "predict", honest)
     assert train(job, tiny_model, resume=run.folder).file.read_bytes() == train(job, tiny_model).file.read_bytes()
 
 
@@ -239,28 +243,32 @@ def test_a_damaged_or_foreign_state_is_told_and_the_job_kept(make: Make, tiny_mo
     with pytest.raises(BadConfig, match="other layers"):
         train(make(network__rank=2), tiny_model, resume=run.folder)
     assert (run.folder / "job.toml").read_text() == text
-    session = prepare(make(), tiny_model)
-    assert load_state(run.state, session.layers, session.optimizer) == 1
+    session = prepare(make(), tiny_model, done.folder)
+    assert load_state(run.state, session) == 1
     for damage in (whole[: len(whole) // 2], b"", b"{}" * 100, whole.replace(b'"step":"1"', b'"step":"x"')):
         run.state.write_bytes(damage)
         with pytest.raises(BadFile, match=r"not a run's whole state.*remove that file to start this run anew"):
-            load_state(run.state, session.layers, session.optimizer)
+            load_state(run.state, session)
     run.state.write_bytes(whole.replace(b'"optimizer":"AdamW"', b'"optimizer":"Other"'))
     with pytest.raises(BadConfig, match=r"of the optimizer Other, the job's is AdamW.*optimizer.name"):
-        load_state(run.state, session.layers, session.optimizer)
+        load_state(run.state, session)
 
 
-def test_cancelled_before_the_first_step(make: Make, tiny_model: DiffusersModel) -> None:
-    job = make(training__steps=1)
-    with pytest.raises(Cancelled, match="step 0 of 1"):
+def test_cancelled_while_pictures_are_read_and_before_the_first_step(make: Make, tiny_model: DiffusersModel) -> None:
+    job, events = make(training__steps=1), list[dict[str, Any]]()
+    with pytest.raises(Cancelled, match="while reading pictures"):
         train(job, tiny_model, cancel=lambda: True)
-    folder = Path(job.output.folder) / "toy"
-    assert train(job, tiny_model, resume=folder).steps == 1
+    with pytest.raises(Cancelled, match="step 0 of 1"):
+        train(job, tiny_model, on_event=events.append, cancel=lambda: any(e["type"] == "started" for e in events))
+    for name in ("toy", "toy-2"):
+        folder = Path(job.output.folder) / name
+        assert Run.open(folder).status().state == "cancelled"
+        assert train(job, tiny_model, resume=folder).steps == 1
 
 
 def test_a_listener_that_fails_ends_the_run_cleanly(make: Make, tiny_model: DiffusersModel) -> None:
     def broken(event: dict[str, Any]) -> None:
-        if event["type"] != "started":
+        if event["type"] not in ("preparing", "started"):
             raise BrokenPipeError("nobody reads")
 
     job = make()

@@ -24,9 +24,13 @@ def started(folder: Path) -> dict[str, Any]:
 
 def test_finished_job_gives_file_tag_and_words(tmp_path: Path) -> None:
     jobs: list[JobConfig] = []
+    told: list[str] = []
 
     def run(job: JobConfig, on_event: Callable[[Event], None], cancel: Callable[[], bool]) -> Path:
         jobs.append(job)
+        for event in ({"type": "preparing", "done": 1, "total": 2}, {"type": "note", "message": "no mask"}):
+            on_event(event)
+            told.append(service.status().message)
         on_event({"type": "started", "steps": 3, "step": 0})
         for step in range(1, 4):
             on_event({"type": "step", "step": step, "steps": 3, "loss": 1.0 / step, "eta_s": 3.0 - step})
@@ -40,7 +44,18 @@ def test_finished_job_gives_file_tag_and_words(tmp_path: Path) -> None:
     assert status.result == tmp_path / "rex.safetensors"
     assert (status.tag, status.words) == ("<lora:rex:1>", "sks dog")
     assert status.samples == (tmp_path / "a.png",)
+    assert told == ["making pictures ready: 1 of 2", "no mask"]
     assert jobs[0].data.resolution == 128 and jobs[0].training.steps == 50
+
+
+@pytest.mark.parametrize(
+    ("method", "tag"),
+    [("lcm", "<lora:rex:1>"), ("hypernetwork", "<hypernet:rex:1>"), ("textual_inversion", "rex"), ("dreambooth", "")],
+)
+def test_each_kind_of_training_has_its_own_tag(tmp_path: Path, method: str, tag: str) -> None:
+    service = service_of(lambda job, on_event, cancel: tmp_path / "x", **{"method.name": method})
+    service.start(started(tmp_path))
+    assert service.wait(10).tag == tag
 
 
 def test_second_job_is_refused_and_cancel_stops_the_first(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Kinds of training: what each trains, its loss, and the files it makes."""

@@ -1,0 +1,100 @@
+"""New words and their vectors: textual inversion (Gal et al. 2022, https://arxiv.org/abs/2208.01618)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib_lora.errors import BadConfig
+from lib_lora.files.tensors import atomic_file, write_tensors
+from lib_lora.keys.layer_key import TE1, TE2
+from lib_lora.ports import DiffusionModel
+from lib_lora.train.config import JobConfig
+from lib_lora.train.learners import Groups, Learner
+from lib_lora.train.sections import OptimizerSection
+
+Vectors = Mapping[str, Mapping[str, Tensor]]  # {word: {part: (n, width)}}
+ENCODERS = {TE1: "clip_l", TE2: "clip_g"}  # as files call the text encoders
+ANY_TOKEN = 265  # what the webui writes for the token of "*"
+
+
+class TokenLearner(Learner):
+    """The vectors of new words; the text encoders that read them stand still unless something else trains them."""
+
+    kind = "tokens"
+
+    def __init__(self, vectors: Vectors, rate: float) -> None:
+        self.rate = rate
+        self.vectors = {
+            word: {part: nn.Parameter(tensor.float()) for part, tensor in sorted(by_part.items())}
+            for word, by_part in sorted(vectors.items())
+        }
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        return {f"{word}.{part}": p for word, by_part in self.vectors.items() for part, p in by_part.items()}
+
+    def groups(self, section: OptimizerSection) -> Groups:
+        """One group; without weight decay, which would draw words towards no meaning at all."""
+        chosen = list(self.parameters().values())
+        return [{"params": chosen, "lr": self.rate, "base_lr": self.rate, "weight_decay": 0.0, "words": True}]
+
+    def attached(self, model: DiffusionModel, strength: float = 1.0) -> AbstractContextManager[None]:
+        return model.extra_tokens(self.vectors)
+
+    def by_encoder(self, word: str) -> dict[str, Tensor]:
+        """The word's vectors by the text encoder's name in files, on the CPU."""
+        return {ENCODERS[part]: p.detach().cpu().clone() for part, p in self.vectors[word].items()}
+
+
+def new_tokens(job: JobConfig, model: DiffusionModel) -> TokenLearner:
+    """A learner for every trigger of the job, begun at the meaning of the initial word. Raises BadConfig."""
+    data, method = job.data, job.method
+    classes = [c.class_word for c in job.concepts] or [data.class_word]
+    vectors: dict[str, dict[str, Tensor]] = {}
+    for word, class_word in zip(words_of(job), classes, strict=True):
+        if not file_stem(word):
+            raise BadConfig(
+                f"the trigger {word!r} names no new word, and method.name = {method.name!r} trains one; "
+                "give a word that means nothing yet, e.g. <mine>"
+            )
+        if word.lower() in (known.lower() for known in vectors):
+            raise BadConfig(f"the trigger {word!r} is given twice; each concept needs a word of its own")
+        begin = method.initial_word.strip() or class_word.strip() or "a"
+        vectors[word] = {part: _rows(given, method.tokens) for part, given in model.token_vectors(begin).items()}
+    return TokenLearner(vectors, method.token_lr)
+
+
+def words_of(job: JobConfig) -> list[str]:
+    """The triggers of a job's concepts, in order."""
+    return [c.trigger.strip() for c in job.concepts] or [job.data.trigger.strip()]
+
+
+def file_stem(word: str) -> str:
+    """A word as a file may be called, without what no system takes in a name: <cat> becomes cat."""
+    return "".join(sign for sign in word if sign not in '/\\:*?"<>|' and sign >= " ").strip(". ")
+
+
+def _rows(given: Tensor, count: int) -> Tensor:
+    """`count` rows of the initial word's vectors, again from the first where there are fewer."""
+    return given[torch.arange(count) % len(given)].clone()
+
+
+def write_embedding(path: Path, vectors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write one word's vectors {encoder: (n, width)} as the webui's embedding file, .pt or .safetensors by the suffix.
+
+    `facts`: name, step, sd_checkpoint, sd_checkpoint_name. Only SD1 and SD2 have a .pt form. Raises BadFile.
+    """
+    alone = vectors[ENCODERS[TE1]] if len(vectors) == 1 else None
+    if path.suffix != ".pt":
+        tensors = {"emb_params": alone} if alone is not None else dict(vectors)
+        write_tensors(path, tensors, {name: str(value) for name, value in facts.items()})
+        return
+    assert alone is not None
+    record = {"string_to_token": {"*": ANY_TOKEN}, "string_to_param": {"*": alone}, **facts}
+    with atomic_file(path) as file:
+        torch.save(record, file)
