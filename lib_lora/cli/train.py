@@ -9,12 +9,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lib_lora.cli.generate import default_checkpoint
-from lib_lora.errors import Cancelled
+from lib_lora.errors import BadConfig, Cancelled
 from lib_lora.train.config import JobConfig, load_job
 from lib_lora.train.jobs import JOB, Event, list_runs
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         except Cancelled as error:
             print(f"stopped: {error}", file=sys.stderr)
             return INTERRUPTED
-    if not args.json:
+    if not args.json and result.file != result.folder:  # of several processes the first one says it
         print(f"network: {result.file}\nrun: {result.folder}")
     return 0
 
@@ -84,27 +84,37 @@ def run_to_resume(path: Path, job: JobConfig) -> Path | None:
     if path.name == JOB and (path.parent / "checkpoints").is_dir():
         return path.parent
     for found in list_runs(os.path.expanduser(job.output.folder)):
-        if found.job().output.name == job.output.name:
-            return found.folder
+        with suppress(BadConfig):  # another run, perhaps of another version: no reason to stop here
+            if found.job().output.name == job.output.name:
+                return found.folder
     return None
 
 
 @contextmanager
 def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed; a second one interrupts at once."""
+    """Whether Ctrl-C was pressed, or a server asked to end (SIGTERM); a second time ends at once.
+
+    Several processes are ended by their launcher, when one of them failed: no time for a last step then.
+    """
     flag = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)[: 2 if alone else 1]}
+
+    def back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def note(number: int, frame: object) -> None:
         flag.set()
-        signal.signal(signal.SIGINT, before)
-        print("stopping after this step; Ctrl-C again to stop at once", file=sys.stderr)
+        back()
+        print("stopping after this step; once more to stop at once", file=sys.stderr)
 
-    signal.signal(signal.SIGINT, note)
+    for number in before:
+        signal.signal(number, note)
     try:
         yield flag.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        back()
 
 
 @contextmanager
@@ -133,7 +143,8 @@ def _show(bar: Any, event: Event) -> None:
     elif event["type"] == "preparing" and event["total"]:
         bar.set_description(f"preparing {event['done']}/{event['total']}")
     elif event["type"] == "step":
-        bar.set_postfix(loss=f"{event['loss']:.4f}", lr=f"{event['lr']:.2e}", refresh=False)
+        loss = "none, step left out" if event["loss"] is None else f"{event['loss']:.4f}"
+        bar.set_postfix(loss=loss, lr=f"{event['lr']:.2e}", refresh=False)
         bar.update(1)
     elif event["type"] in ("sample", "saved"):
         bar.write(f"step {event['step']}: {event.get('picture') or event.get('path')}", file=sys.stderr)

@@ -138,8 +138,8 @@ def embedding_tensors(network: Network) -> dict[str, Tensor]:
 
 
 def base_version(network: Network) -> str:
-    """The likeliest of `base_versions`, or "unknown"."""
-    return next(iter(base_versions(network)), versions.UNKNOWN)
+    """The network's own, the likeliest of `base_versions`, or "unknown"."""
+    return network.version or next(iter(base_versions(network)), versions.UNKNOWN)
 
 
 def base_versions(network: Network) -> tuple[str, ...]:

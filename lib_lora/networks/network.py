@@ -17,7 +17,8 @@ class Network:
 
     `embeddings[token][encoder]` are the vectors (n, width) of a token that the file brings along. `encoder` is "clip_l"
     for the first text encoder, whichever it is (width 768 in SD1 and SDXL, 1024 in SD2), "clip_g" (1280) for SDXL's
-    second.
+    second. `version` is the base model it was trained on ("sd1", "sd2", "sdxl") where that is known for certain: a file
+    says it by its tensors' names and shapes only.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Network:
     unknown: tuple[str, ...] = ()
     dialect: str = ""
     embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    version: str = ""
 
     def parts(self) -> dict[str, int]:
         """How many layers each part has, e.g. {"unet": 192, "te1": 72}."""

@@ -46,6 +46,8 @@ def load_state(path: Path, session: Session) -> int:
     """
     try:
         about, tensors = read_header(path).metadata, read_tensors(path)
+        if "plain" in about and "scaler" not in about:
+            raise ValueError("it is of an older version, whose states cannot be read any more")
         step, plain, kind = int(about["step"]), dict(json.loads(about["plain"])), about["optimizer"]
         scaler: dict[str, Any] | None = json.loads(about["scaler"])
     except (BadFile, KeyError, ValueError, TypeError) as error:

@@ -129,9 +129,11 @@ def _concepts(tables: Any) -> tuple[Concept, ...]:
 
 
 def _consistent(job: JobConfig) -> JobConfig:
-    if not (job.network.train_unet or job.network.train_text_encoder):
+    network = job.network
+    if not (network.train_unet or network.train_text_encoder or network.train_text_encoder_2):
         raise BadConfig(
-            "network.train_unet = False and network.train_text_encoder = False leave nothing to train; set one to true"
+            "network.train_unet, network.train_text_encoder and network.train_text_encoder_2 = False leave nothing to "
+            "train; set one to true"
         )
     name = job.output.name
     if not name.strip() or any(sign in '/\\:*?"<>|' or sign < " " for sign in name) or name.strip(". ") != name:

@@ -12,7 +12,7 @@ from types import TracebackType
 
 import torch
 
-from lib_lora.errors import BadFile, Cancelled, LoraError, TrainingFailed
+from lib_lora.errors import Cancelled, LoraError, TrainingFailed
 from lib_lora.keys.layer_key import UNET
 from lib_lora.ports import DiffusionModel
 from lib_lora.train.checkpoint import load_state
@@ -25,6 +25,7 @@ from lib_lora.train.processes import Processes
 from lib_lora.train.session import Session, kept_flags, kept_rng, prepare
 from lib_lora.train.watch import Watch
 
+UNSAVED = (LoraError, OSError, RuntimeError, ValueError, MemoryError)  # a GPU that failed cannot be read either
 PATIENCE = 0.5  # seconds between two signs of life while pictures are made ready
 ETA_MEMORY = 0.9  # how much of the step time's running mean stays at each step
 
@@ -178,7 +179,8 @@ class _Record:
         self.whole = True
         eta = round(self._pace * (plan.steps - self.step), 1)
         facts = {"step": self.step, "steps": plan.steps, "epoch": plan.epoch(self.step)}
-        self.send(stamp("step", **facts, loss=loss, lr=self.rate, eta_s=eta, step_s=round(took, 4)))
+        told = loss if math.isfinite(loss) else None  # of a step that loss scaling left out; JSON has no word for it
+        self.send(stamp("step", **facts, loss=told, lr=self.rate, eta_s=eta, step_s=round(took, 4)))
 
     def __enter__(self) -> _Record:
         return self
@@ -209,12 +211,15 @@ class _Record:
         """Keep what was reached; says where, or why not."""
         if self.outputs is None or not self.whole or (self.step == self.first and not isinstance(error, Cancelled)):
             return ""
+        what = "state"
         try:
+            told = f" (the state after step {self.step} is saved in {self.outputs.keep_state(self.step)})"
+            what = "network"
             if isinstance(error, Cancelled):
                 self.outputs.keep_products(self.step)
-            return f" (the state after step {self.step} is saved in {self.outputs.keep_state(self.step)})"
-        except (BadFile, OSError, RuntimeError) as trouble:  # a GPU that failed cannot be read either
-            return f" (the state after step {self.step} could not be saved: {trouble})"
+            return told
+        except UNSAVED as trouble:
+            return f" (the {what} after step {self.step} could not be saved: {trouble})"
 
 
 def _tell_nobody(event: Event) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import hashlib
 import json
 import os
 import time
@@ -113,16 +115,27 @@ class Run:
 
     def append(self, event: Event) -> None:
         """Add one event as a line; it is on its way to the disk when this returns."""
-        with (self.folder / EVENTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event, ensure_ascii=False) + "\n")
+        line = json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        with (self.folder / EVENTS).open("a+b") as file:
+            if file.tell() and not _ends_with_a_line(file):  # the disk was full then
+                line = b"\n" + line
+            file.write(line)
 
     def events(self) -> list[Event]:
-        """All events so far, oldest first; a line cut off by a kill is left out."""
+        """All events so far, oldest first; lines cut off by a kill, a full disk or lost power are left out."""
         path = self.folder / EVENTS
         if not path.exists():
             return []
         lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is not complete yet
-        return [json.loads(line) for line in lines]
+        return [event for line in lines if (event := _event(line)) is not None]
+
+    def made(self, path: Path) -> bool:
+        """Whether a file is one that this run finished, now or when it was shorter."""
+        if not path.is_file():
+            return False
+        own = self.folder / path.name
+        sums = {event.get("sha256") for event in self.events()}
+        return (own.is_file() and filecmp.cmp(own, path, shallow=False)) or file_digest(path) in sums
 
     def began(self) -> float:
         """When the run first started, in seconds since 1970; now, if it has not yet."""
@@ -160,29 +173,60 @@ def list_runs(folder: Path | str) -> list[Run]:
 def targets(job: JobConfig, run: Run | None) -> dict[str, Path]:
     """{file name: where that finished file is copied to}; what the job names no folder for stays in the run's.
 
-    Raises BadConfig if there is a file already that is not the copy `run` itself made.
+    Raises BadConfig if there is a file already that is not a copy `run` itself made, for a folder that cannot be
+    written, and for settings that do not fit each other (`fit.refuse_misfits`).
     """
+    from lib_lora.train.fit import refuse_misfits
     from lib_lora.train.methods.registry import method_of
 
+    refuse_misfits(job)
     found: dict[str, Path] = {}
     for product in method_of(job.method.name).products(job, job.output.name):
         folder = product.target_folder(job)
         if not folder:
             continue
         target = found[product.name] = Path(os.path.expanduser(folder)) / product.name
-        if os.path.lexists(target):
-            mine = run.folder / target.name if run is not None else None
-            if not (mine and mine.is_file() and target.is_file() and mine.read_bytes() == target.read_bytes()):
-                raise BadConfig(
-                    f"{str(target)!r} exists already and is not this run's own; choose another output.name "
-                    f"(now {job.output.name!r}), or move that file away"
-                )
+        if not _writable(target.parent):
+            raise BadConfig(f"output.{product.place}_folder = {folder!r} cannot be written; give another folder")
+        if os.path.lexists(target) and not (run is not None and run.made(target)):
+            raise BadConfig(
+                f"{str(target)!r} exists already and is not this run's own; choose another output.name "
+                f"(now {job.output.name!r}), or move that file away"
+            )
     return found
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def stamp(kind: str, **facts: Any) -> Event:
     """An event: its type, the time in seconds since 1970, and facts."""
     return {"type": kind, "time": round(time.time(), 3), **facts}
+
+
+def _event(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "type" in event else None
+
+
+def _ends_with_a_line(file: IO[bytes]) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, or it can be made; nothing is."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), Path())
+    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
 
 
 def _lock(file: IO[bytes]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from lib_lora.files.tensors import atomic_file
 from lib_lora.prompt import extract
 from lib_lora.train.checkpoint import save_state
-from lib_lora.train.jobs import Event, Run, stamp, targets
+from lib_lora.train.jobs import Event, Run, file_digest, stamp, targets
 from lib_lora.train.methods.base import Product
 from lib_lora.train.session import Session, kept_rng
 from lib_lora.train.sidecar import write_sidecar
@@ -39,15 +40,14 @@ class Outputs:
 
     def finish(self, step: int) -> Path:
         """The main file of the finished run: in the run's folder, and in the folder that the job names for such."""
-        final = targets(self._session.job, self._run)  # once more: a file may have come there meanwhile
+        self.keep_state(step)  # first: writing large files may take more memory than there is
         products = self._write(self._run.folder, self._output.name, step)
-        self.keep_state(step)
+        final = targets(self._session.job, self._run)  # once more: a file may have come there meanwhile
         files = []
         for product in products:
             made, target = self._run.folder / product.name, final.get(product.name)
             if target is not None:
-                with atomic_file(target) as file:
-                    file.write(made.read_bytes())
+                copy_file(made, target)
             files.append(target or made)
             if self._output.sidecar:
                 write_sidecar(self._session, product, files[-1], self._last_sample())
@@ -56,7 +56,7 @@ class Outputs:
     def keep_products(self, step: int) -> None:
         """Write what the run makes as it is now into the run's checkpoints; remove older ones beyond `keep_last`."""
         self._write(self._run.checkpoints, f"{self._output.name}-{step:06d}", step)
-        if self._output.keep_last:
+        if self._output.keep_last and self._output.save_every:
             self._forget(step)
 
     def keep_state(self, step: int) -> Path:
@@ -94,7 +94,10 @@ class Outputs:
         with session.best():
             session.method.write(session, folder, products, step)
         for product in products:
-            self._send(stamp("saved", step=step, path=str(folder / product.name)))
+            path = folder / product.name
+            copied = folder == self._run.folder and product.target_folder(session.job)
+            known = {"sha256": file_digest(path)} if copied else {}  # by which a copy is known as the run's own
+            self._send(stamp("saved", step=step, path=str(path), **known))
         return products
 
     def _forget(self, step: int) -> None:
@@ -106,6 +109,12 @@ class Outputs:
 
     def _last_sample(self) -> Path | None:
         return max(self._run.samples.glob("*-0.png"), default=None)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file of any size, atomically. Raises BadFile."""
+    with atomic_file(target) as out, source.open("rb") as file:
+        shutil.copyfileobj(file, out, 1 << 24)
 
 
 def _due(step: int, every: int) -> bool:

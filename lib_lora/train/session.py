@@ -18,6 +18,7 @@ from lib_lora.train.caption_ops import caption_of
 from lib_lora.train.captions import Dataset
 from lib_lora.train.config import JobConfig
 from lib_lora.train.ema import Ema
+from lib_lora.train.fit import refuse_misfits, unused
 from lib_lora.train.latents import Latents
 from lib_lora.train.learners import Groups, Learner
 from lib_lora.train.metadata import checkpoint_hashes, prediction_of
@@ -111,7 +112,8 @@ class Session:
                     losses = self.losses(visits)
                     shares = losses.new_tensor([weights[visit] for visit in visits]) / len(self.method.strengths)
                     loss = (losses * shares).sum()
-                    (self.scaler.scaled(loss) if self.scaler else loss).backward()
+                    if loss.requires_grad:  # not where no caption of the batch says a new word, and nothing else learns
+                        (self.scaler.scaled(loss) if self.scaler else loss).backward()
                 total += loss.detach()
         return self.processes.add_up(total, self.parameters())
 
@@ -210,6 +212,9 @@ def prepare(
     `folder` is the run's.
     """
     method, watch = method_of(job.method.name), watch or Watch()
+    refuse_misfits(job)
+    for note in unused(job):
+        watch.tell(note)
     root = next(model.roots()[UNET].parameters())
     processes = processes or Processes.start(root.device)
     with processes.first_alone():

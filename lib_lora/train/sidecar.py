@@ -55,10 +55,13 @@ def description(session: Session) -> str:
 
 
 def triggers(session: Session) -> list[str]:
-    """What calls each concept in a prompt: its trigger and class, where it has any; each once."""
-    subjects = [subject.data for subject in subjects_of(session.job)]
-    named = [f"{data.trigger} {data.class_word}" for data in subjects if data.trigger.strip()]
-    return list(dict.fromkeys(" ".join(name.split()) for name in named))
+    """What calls each concept in a prompt, each once: trigger and class, or else what folders `N_trigger class` say."""
+    named: list[str] = []
+    for subject in subjects_of(session.job):
+        data, own = subject.data, [item for item in session.dataset.items if item.concept == subject.number]
+        folders = [item.trigger for item in own if not item.prior]
+        named += [f"{data.trigger} {data.class_word}"] if data.trigger.strip() else folders
+    return list(dict.fromkeys(words for name in named if (words := " ".join(name.split()))))
 
 
 def latest_sample(folder: Path) -> Path | None:

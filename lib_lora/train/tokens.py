@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lib_lora.errors import BadConfig
+from lib_lora.errors import BadConfig, BadDataset
 from lib_lora.files.tensors import atomic_file, write_tensors
 from lib_lora.keys.layer_key import TE1, TE2
 from lib_lora.ports import DiffusionModel
+from lib_lora.train.caption_ops import says
+from lib_lora.train.captions import Dataset
+from lib_lora.train.concepts import subjects_of
 from lib_lora.train.config import JobConfig
 from lib_lora.train.learners import Groups, Learner
 from lib_lora.train.sections import OptimizerSection
@@ -53,8 +56,8 @@ class TokenLearner(Learner):
 
 def new_tokens(job: JobConfig, model: DiffusionModel) -> TokenLearner:
     """A learner for every trigger of the job, begun at the meaning of the initial word. Raises BadConfig."""
-    data, method = job.data, job.method
-    classes = [c.class_word for c in job.concepts] or [data.class_word]
+    method = job.method
+    classes = [subject.data.class_word for subject in subjects_of(job)]
     vectors: dict[str, dict[str, Tensor]] = {}
     for word, class_word in zip(words_of(job), classes, strict=True):
         if not file_stem(word):
@@ -71,7 +74,24 @@ def new_tokens(job: JobConfig, model: DiffusionModel) -> TokenLearner:
 
 def words_of(job: JobConfig) -> list[str]:
     """The triggers of a job's concepts, in order."""
-    return [c.trigger.strip() for c in job.concepts] or [job.data.trigger.strip()]
+    return [subject.data.trigger.strip() for subject in subjects_of(job)]
+
+
+def refuse_unsaid(job: JobConfig, dataset: Dataset) -> Dataset:
+    """The dataset, if every new word is in some caption. Raises BadDataset: what is never read is never learned."""
+    for word in words_of(job):
+        said = any(
+            says(text, word)
+            for item in dataset.items
+            if not item.prior
+            for text in (item.caption, *item.variants, item.trigger if job.data.prepend_trigger else "")
+        )
+        if word and not said:
+            raise BadDataset(
+                f"no caption says {word!r}, so method.name = {job.method.name!r} cannot learn it; set "
+                "data.prepend_trigger = true, or write the word into the captions"
+            )
+    return dataset
 
 
 def file_stem(word: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lib_lora.errors import BadConfig, BadFile, ShapeMismatch, UnknownFormat
@@ -313,3 +314,13 @@ def test_cloneofsimos_pickled_lists(tmp_path: Path, tiny_model: DiffusersModel) 
                 assert float(network.layers[key].to_tensors()["lora_up.weight"][0, 0]) == i
     beside.rename(tmp_path / "renamed.pt")
     assert read_network(tmp_path / "renamed.pt").parts() == {"te1": 48}
+
+
+def test_a_known_base_version_names_the_layers_where_they_do_not_tell_it(tmp_path: Path) -> None:
+    key = LayerKey("te1", "text_model.encoder.layers.0.self_attn.q_proj")
+    layer = Lora(torch.zeros(768, 4), torch.zeros(4, 768), 4.0)
+    for version, prefix in (("", "lora_te_"), ("sd1", "lora_te_"), ("sdxl", "lora_te1_")):
+        path = tmp_path / f"x{version}.safetensors"
+        write_network(path, Network("x", {key: layer}, version=version))
+        assert all(name.startswith(prefix) for name in load_file(str(path)))
+        assert list(read_network(path).layers) == [key]

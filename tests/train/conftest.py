@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from lib_lora.models.diffusers_model import DiffusersModel
 from lib_lora.train.config import JobConfig, make_job
+from tests.train import trained as cases
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +55,16 @@ def make(pictures: Path, tmp_path: Path) -> Callable[..., JobConfig]:
         return make_job({**values, **{key.replace("__", "."): value for key, value in changes.items()}})
 
     return build
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_model: DiffusersModel, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> cases.Make:
+    """`trained(name)`: the finished run of a case of tests/train/trained.py, each made once."""
+    folder, made = tmp_path_factory.mktemp("trained"), dict[str, cases.Trained]()
+
+    def get(name: str) -> cases.Trained:
+        if name not in made:
+            made[name] = cases.run(cases.job_of(name, pictures, folder), tiny_model)
+        return made[name]
+
+    return get

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,92 +16,90 @@ from lib_lora.files.library import NetworkLibrary
 from lib_lora.files.tensors import read_header
 from lib_lora.models.checkpoint import load_checkpoint
 from lib_lora.models.diffusers_model import DiffusersModel
+from lib_lora.ports import Conditioning
 from lib_lora.prompt import extract
 from lib_lora.runtime import Runtime
 from lib_lora.train.checkpoint import load_state
-from lib_lora.train.config import JobConfig
 from lib_lora.train.engine import train
 from lib_lora.train.session import prepare
-
-Make = Callable[..., JobConfig]
-TEXT = {"network__train_text_encoder": True}
-FAST = {"optimizer__lr": 0.02, "optimizer__te_lr": 0.02}  # so that two steps change the picture well above rounding
-# what a job sets beside its type -> layers of UNet and text encoder, and what the metadata say of it
-CASES: dict[str, tuple[dict[str, Any], tuple[int, int], dict[str, Any]]] = {
-    "lora": (TEXT, (192, 72), {}),
-    "locon": (TEXT, (192 + 86, 72), {"conv_dim": 8, "conv_alpha": 4.0}),
-    "loha": (TEXT, (192 + 86, 72), {"algo": "loha"}),
-    "lokr": ({**TEXT, "network__factor": 4}, (192 + 86, 72), {"algo": "lokr", "factor": 4}),
-    "ia3": (TEXT, (80, 36), {"algo": "ia3"}),
-    "glora": (TEXT, (192, 72), {"algo": "glora"}),
-    "full": (TEXT, (192, 72), {"algo": "full"}),
-    "norm": (TEXT, (109, 25), {"algo": "norm"}),
-    "dylora": ({**TEXT, "network__unit": 2}, (192, 72), {"unit": 2}),
-    "oft": (TEXT, (192, 72), {"algo": "oft"}),
-    "boft": (TEXT, (192, 72), {"algo": "boft"}),
-    "lora dora": ({"network__dora": True}, (192, 0), {"dora_wd": True}),
-    "lokr dora rows": (
-        {"network__dora": True, "network__dora_axis": "rows", "network__targets": "cross_attention"},
-        (64, 0),
-        {"algo": "lokr", "dora_wd": True},
-    ),
-    "lora rslora": ({"network__rslora": True}, (192, 0), {"rs_lora": True}),
-    "locon tucker": ({"network__tucker": True}, (192 + 86, 0), {"use_tucker": True}),
-    "loha tucker": ({"network__tucker": True}, (192 + 86, 0), {"use_tucker": True}),
-    "full bias": ({"network__train_bias": True}, (192, 0), {"algo": "full"}),
-    "lora norms": ({**TEXT, "network__train_norms": True}, (192 + 64, 72 + 25), {"train_norm": True}),
-}
+from tests.train.trained import CASES, PROMPT, Make, job_of, output
 
 
-def output(model: DiffusersModel) -> Tensor:
-    noisy = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        return model.predict(noisy, torch.tensor([500]), model.encode_text(["a red sks toy"]))
+def test_all_declared_types_are_there() -> None:
+    from lib_lora.train.sections import TYPES
 
-
-def as_trained(job: JobConfig, model: DiffusersModel, run: Path) -> Tensor:
-    """What the model computes with the final parameters attached, taken from the run's state, not from its file."""
-    session = prepare(job, model, run)
-    assert load_state(run / "checkpoints" / "state.safetensors", session) == session.plan.steps
-    with session.best(), session.attached():
-        return output(model)
-
-
-def by_tag(model: DiffusersModel, file: Path) -> tuple[Tensor, Any]:
-    """The output with the file applied as its tag asks, and the report."""
-    runtime = Runtime(NetworkLibrary([file.parent]))
-    report = runtime.activate(model, extract(f"a red sks toy <lora:{file.stem}:1>")[1])
-    try:
-        return output(model), report
-    finally:
-        runtime.forget()
+    assert {name.split()[0] for name in CASES} == set(TYPES)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_file_is_what_was_trained(make: Make, tiny_model: DiffusersModel, tmp_path: Path, name: str) -> None:
-    changes, (unet, text), told = CASES[name]
-    kind = name.split()[0]
-    job = make(
-        network__type=kind, training__steps=2, network__conv_rank=8, network__conv_alpha=4.0,
-        output__network_folder=str(tmp_path / "networks"), **FAST, **changes,
-    )  # fmt: skip
-    plain = output(tiny_model)
-    result = train(job, tiny_model)
-    assert torch.equal(output(tiny_model), plain)
-    expected = as_trained(job, tiny_model, result.folder)
-    got, report = by_tag(tiny_model, result.file)
-    assert torch.equal(output(tiny_model), plain)
-    size = float(plain.abs().max())
-    assert float((got - expected).abs().max()) < 1e-4 * size
-    assert float((expected - plain).abs().max()) > 1e-2 * size
-
+def test_the_file_is_what_was_trained(trained: Make, tiny_model: DiffusersModel, name: str) -> None:
+    made, case = trained(name), CASES[name]
+    runtime = Runtime(NetworkLibrary([made.file.parent]))
+    report = runtime.activate(tiny_model, extract(f"{PROMPT} <lora:{made.file.stem}:1>")[1])
+    got = output(tiny_model)
+    runtime.forget()
+    assert torch.equal(output(tiny_model), made.plain)
+    size = float(made.plain.abs().max())
+    assert float((got - made.attached).abs().max()) < 1e-4 * size
+    assert float((made.attached - made.plain).abs().max()) > 1e-2 * size
     assert report.complete and not report.errors
-    (applied,) = report.networks
-    assert applied.applied == unet + text
-    tensors = load_file(str(result.file))
-    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
-    metadata = read_header(result.file).metadata
-    own = json.loads(metadata["ss_network_args"])
-    assert own | told == own
-    assert metadata["ss_network_module"] == ("networks.lora" if "algo" not in own else "lycoris.kohya")
-    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("4", "4.0")
+    assert [(n.applied, n.unmatched, n.mismatched) for n in report.networks] == [(sum(case.layers), (), ())]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_file_says_what_it_is(trained: Make, name: str) -> None:
+    made, case = trained(name), CASES[name]
+    tensors, metadata = load_file(str(made.file)), read_header(made.file).metadata
+    parts = Counter(layer.split("_")[1] for layer in {tensor.split(".")[0] for tensor in tensors})
+    assert (parts["unet"], parts["te"]) == case.layers and parts.total() == sum(case.layers)
+    assert all(t.dtype == torch.float32 for n, t in tensors.items() if not n.endswith(".on_input"))
+    args = json.loads(metadata["ss_network_args"])
+    assert args | case.args == args
+    assert metadata["ss_network_module"] == ("lycoris.kohya" if "algo" in args else "networks.lora")
+    assert ("algo" in args) == ("algo" in case.args or name.startswith("oft"))
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("4", "2.0")
+    assert ("ss_text_encoder_lr" in metadata) == (case.layers[1] > 0)
+
+
+def test_two_text_encoders(pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ldm")
+    from tests.models import native
+
+    model = load_checkpoint(native.make("sdxl").save(tmp_path / "xl.safetensors"))
+    more: dict[str, Any] = {
+        "network.train_text_encoder": True,
+        "network.train_text_encoder_2": True,
+        "optimizer.te2_lr": 0.02,
+        "data.resolution": 128,
+    }
+    job = job_of("lora", pictures, tmp_path, **more)
+    result = train(job, model)
+    session = prepare(job, model, result.folder)
+    load_state(result.folder / "checkpoints" / "state.safetensors", session)
+
+    def answer() -> tuple[Conditioning, Tensor]:
+        noisy = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            text = model.encode_text([PROMPT])
+            return text, model.predict(noisy, torch.tensor([500]), text)
+
+    with session.best(), session.attached():
+        attached, predicted = answer()
+    plain, _ = answer()
+    runtime = Runtime(NetworkLibrary([result.file.parent]))
+    report = runtime.activate(model, extract("<lora:lora:1>")[1])
+    applied, got = answer()
+    runtime.forget()
+    assert report.complete
+    assert torch.allclose(got, predicted, rtol=0, atol=1e-4)
+    for ours, theirs, before in (
+        (applied.states, attached.states, plain.states),
+        (applied.pooled, attached.pooled, plain.pooled),
+    ):
+        assert ours is not None and theirs is not None and before is not None
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-4)
+        assert not torch.allclose(theirs, before, rtol=0, atol=1e-2)
+    metadata, names = read_header(result.file).metadata, load_file(str(result.file))
+    assert (metadata["ss_base_model_version"], metadata["ss_v2"]) == ("sdxl_base_v1-0", "False")
+    assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert {name.split("_")[1] for name in names} == {"unet", "te1", "te2"}

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from lib_lora.errors import BadConfig
 from lib_lora.ports import DiffusionModel
+from lib_lora.train.captions import Dataset
 from lib_lora.train.config import JobConfig
 from lib_lora.train.learners import Learner
 from lib_lora.train.methods.base import EMBEDDING, Method, Product
-from lib_lora.train.tokens import TokenLearner, file_stem, new_tokens, words_of, write_embedding
+from lib_lora.train.tokens import TokenLearner, file_stem, new_tokens, refuse_unsaid, words_of, write_embedding
 
 if TYPE_CHECKING:
     from lib_lora.train.session import Session
@@ -24,6 +25,10 @@ class TextualInversion(Method):
 
     def products(self, job: JobConfig, stem: str) -> tuple[Product, ...]:
         return embedding_products(job, stem)
+
+    def dataset(self, job: JobConfig) -> Dataset:
+        """Pictures whose captions say the new words."""
+        return refuse_unsaid(job, super().dataset(job))
 
     def learners(self, job: JobConfig, model: DiffusionModel) -> tuple[Learner, ...]:
         if job.method.embedding_format == "pt" and model.version == "sdxl":

@@ -11,7 +11,7 @@ from lib_lora.networks.network import Network
 from lib_lora.ports import DiffusionModel
 from lib_lora.train import keyed
 from lib_lora.train.config import JobConfig
-from lib_lora.train.layers import new_layers
+from lib_lora.train.layers import layers_for
 from lib_lora.train.learners import Learner
 from lib_lora.train.methods.base import NETWORK, Method, Product
 from lib_lora.train.network_file import write_trained_network
@@ -36,7 +36,7 @@ class NetworkMethod(Method):
 
     def learners(self, job: JobConfig, model: DiffusionModel) -> tuple[Learner, ...]:
         section = self.section(job)
-        layers = new_layers(model, section, keyed.generator(job.training.seed, "layers"))
+        layers = layers_for(model, section, keyed.generator(job.training.seed, "layers"))
         return (NetworkLearner(model, section, layers),)
 
     def write(self, session: Session, folder: Path, products: Sequence[Product], step: int) -> None:

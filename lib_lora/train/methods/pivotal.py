@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lib_lora.networks.network import Network
 from lib_lora.ports import DiffusionModel
+from lib_lora.train.captions import Dataset
 from lib_lora.train.config import JobConfig
 from lib_lora.train.learners import Learner
 from lib_lora.train.methods.base import Product
@@ -16,7 +17,7 @@ from lib_lora.train.methods.inversion import embedding_products, tokens_of, writ
 from lib_lora.train.methods.network import NetworkMethod, network_of
 from lib_lora.train.network_file import write_trained_network
 from lib_lora.train.sections import NetworkSection
-from lib_lora.train.tokens import new_tokens
+from lib_lora.train.tokens import new_tokens, refuse_unsaid
 
 if TYPE_CHECKING:
     from lib_lora.train.session import Session
@@ -32,6 +33,10 @@ class PivotalTuning(NetworkMethod):
 
     def products(self, job: JobConfig, stem: str) -> tuple[Product, ...]:
         return (*super().products(job, stem), *embedding_products(job, stem))
+
+    def dataset(self, job: JobConfig) -> Dataset:
+        """Pictures whose captions say the new words."""
+        return refuse_unsaid(job, super().dataset(job))
 
     def learners(self, job: JobConfig, model: DiffusionModel) -> tuple[Learner, ...]:
         return (*super().learners(job, model), new_tokens(job, model))

@@ -17,7 +17,7 @@ from lib_lora.train import keyed
 from lib_lora.train.captions import Dataset, Item
 from lib_lora.train.config import JobConfig
 from lib_lora.train.diffusion import diffusion_losses
-from lib_lora.train.images import list_pictures
+from lib_lora.train.images import list_pictures, sizes
 from lib_lora.train.learners import Learner
 from lib_lora.train.methods.lcm import Course
 from lib_lora.train.methods.network import NetworkMethod, of_the_unet
@@ -108,13 +108,22 @@ class ImageSliderMethod(NetworkMethod):
         """The pictures before, and at a fixed distance from each its picture after, without visits of its own."""
         if not job.method.pairs_after.strip():
             raise BadConfig("method.pairs_after = '' names no folder; give that of the pictures after the change")
+        folder = Path(job.method.pairs_after).expanduser()
+        if not folder.is_dir():
+            raise BadDataset(f"method.pairs_after = {job.method.pairs_after!r} is not a folder; give that of the pictures")
         before = super().dataset(job)
-        after = {path.stem: path for path in list_pictures(Path(job.method.pairs_after).expanduser())}
+        after = {path.stem: path for path in list_pictures(folder)}
         alone = [item.path.name for item in before.items if item.path.stem not in after]
         if alone:
             raise BadDataset(
                 f"{len(alone)} pictures of data.folder have none of their name in method.pairs_after = "
                 f"{job.method.pairs_after!r}, first: {alone[0]!r}; give both or remove it"
+            )
+        _, broken = sizes([after[item.path.stem] for item in before.items])
+        if broken:
+            raise BadDataset(
+                f"{len(broken)} pictures of method.pairs_after cannot be read, first: {broken[0].reason}; "
+                "mend them, or take these pairs out"
             )
         twins = [replace(item, path=after[item.path.stem], repeats=0) for item in before.items]
         return replace(before, items=(*before.items, *twins))
