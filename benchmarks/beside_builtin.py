@@ -1,11 +1,14 @@
 """Every LyCORIS type in a real webui: our pictures and the built-in's, beside those of a merged reference checkpoint.
 
-    python -m benchmarks.beside_builtin WEBUI --python WEBUI_PYTHON [--only oft dora] [--out FOLDER]
+    python -m benchmarks.beside_builtin WEBUI --python WEBUI_PYTHON [--trained] [--only oft boft] [--out FOLDER]
 
 For each type, LyCORIS' own modules with random factors stand round every attention layer of the miniature. Their
 state dicts make the network file; what their `forward()` computes makes, as a plain weight, a reference checkpoint.
 The webui then draws: the reference without a tag, the base with the tag by us, the base with the tag by its built-in
 Lora extension. Numbers are 8-bit differences from the reference, largest and mean. Needs lycoris-lora 4.
+
+With --trained the files are our own engine's, of a few steps on the miniature, and the reference is the base merged
+with the file by `lib_lora.tools.merge`. All that the built-in reads wrongly then is told by its column.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Any
 
 import numpy
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -28,6 +31,10 @@ from torch import Tensor, nn
 from lib_lora.keys.checkpoint import checkpoint_layer_map, default_targets
 from lib_lora.keys.layer_key import LayerKey
 from lib_lora.miniature import place
+from lib_lora.models.checkpoint import load_checkpoint
+from lib_lora.tools.merge import MergeJob, NetworkUse, merge
+from lib_lora.train.config import make_job
+from lib_lora.train.engine import train
 from tests.webui.conftest import Server, serving
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +66,29 @@ TYPES: dict[str, tuple[str, str, dict[str, Any], float, bool]] = {
     "oft constrained": ("diag_oft", "DiagOFTModule", {"lora_dim": 4, "constraint": 0.01}, 0.05, False),
     "oft rescaled": ("diag_oft", "DiagOFTModule", {"lora_dim": 4, "rescaled": True}, 0.05, False),
     "boft": ("boft", "ButterflyOFTModule", {"lora_dim": 4}, 0.05, False),
+}
+
+STEPS = 6
+# type: settings of the job that trains it
+TRAINED: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "locon": {},
+    "loha": {},
+    "lokr": {"network.factor": 4},
+    "ia3": {},
+    "glora": {},
+    "full": {},
+    "norm": {},
+    "dylora": {},
+    "oft": {},
+    "boft": {},
+    "lora rslora": {"network.rslora": True},
+    "lora dora": {"network.dora": True},
+    "lora dora rows": {"network.dora": True, "network.dora_axis": "rows"},
+    "locon tucker": {"network.tucker": True},
+    "loha tucker": {"network.tucker": True},
+    "full bias": {"network.train_bias": True},
+    "lora norms": {"network.train_norms": True},
 }
 
 
@@ -130,6 +160,49 @@ def make(kind: str, checkpoint: Path, folder: Path) -> tuple[Path, Path]:
     return path, reference
 
 
+def train_one(kind: str, checkpoint: Path, folder: Path) -> tuple[Path, Path]:
+    """(network file, reference checkpoint) of one type, trained by us."""
+    job = make_job(
+        {
+            "base.checkpoint": str(checkpoint),
+            "data.folder": str(_pictures(folder)),
+            "data.trigger": "sks",
+            "data.resolution": 128,
+            "network.type": kind.split()[0],
+            "network.rank": 4,
+            "network.alpha": 4.0,
+            "network.train_text_encoder": True,
+            "optimizer.lr": 5e-3,
+            "optimizer.te_lr": 1e-3,
+            "training.steps": STEPS,
+            "output.folder": str(folder / "runs"),
+            "output.network_folder": str(folder / "models" / "Lora"),
+            "output.name": kind.replace(" ", "_"),
+            "output.dtype": "fp32",
+            "output.sidecar": False,
+            **TRAINED[kind],
+        }
+    )
+    path = train(job, load_checkpoint(checkpoint)).file
+    reference = checkpoint.with_name(f"ref_{path.stem}.safetensors")
+    merge(MergeJob(checkpoint, [NetworkUse(path)], reference))
+    reference.with_suffix(".yaml").write_bytes(checkpoint.with_suffix(".yaml").read_bytes())
+    return path, reference
+
+
+def _pictures(folder: Path) -> Path:
+    """Two pictures to train on."""
+    place_of = folder / "pictures"
+    if not place_of.is_dir():
+        place_of.mkdir()
+        for name, colour in (("one", "red"), ("two", "green")):
+            picture = Image.new("RGB", (128, 128), "white")
+            ImageDraw.Draw(picture).ellipse((20, 30, 100, 110), fill=colour)
+            picture.save(place_of / f"{name}.png")
+            (place_of / f"{name}.txt").write_text(f"a {colour} sks circle", encoding="utf-8")
+    return place_of
+
+
 def _wanted(key: LayerKey, weight: Tensor, convolutions: bool) -> bool:
     if key.part not in PREFIXES:
         return False
@@ -171,9 +244,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("webui", type=Path)
     parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--only", nargs="*", default=list(TYPES), choices=list(TYPES))
+    parser.add_argument("--trained", action="store_true", help="files that our own engine trains")
+    parser.add_argument("--only", nargs="*", help="types: " + ", ".join(dict.fromkeys([*TYPES, *TRAINED])))
     parser.add_argument("--out", type=Path, help="where to put strips: base, reference, ours, built-in, both at 0.5")
     args = parser.parse_args()
+    known, made = (list(TRAINED), train_one) if args.trained else (list(TYPES), make)
+    kinds = args.only or known
+    if not set(kinds) <= set(known):
+        parser.error(f"--only takes {', '.join(known)}")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -184,10 +262,10 @@ def main() -> None:
         (data / "extensions").mkdir()
         (data / "extensions" / ROOT.name).symlink_to(ROOT)
         (data / "config.json").write_text(json.dumps({"sd_checkpoint_cache": 0}), encoding="utf-8")
-        references = {kind: make(kind, checkpoint, data)[1] for kind in args.only}
+        references = {kind: made(kind, checkpoint, data)[1] for kind in kinds}
         with serving(args.webui, args.python, data, ["--ckpt", str(checkpoint)]) as server:
             print(f"{'type':16} {'effect':>8}   {'ours':>12}   {'built-in':>12}   {'apart at 0.5':>12}   plain again")
-            for kind in args.only:
+            for kind in kinds:
                 print(compare(server, kind, checkpoint, references[kind], args.out), flush=True)
 
 

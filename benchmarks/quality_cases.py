@@ -20,7 +20,7 @@ SIZE = 128
 FIRST_TOY = 2**31  # the miniature's own toys have seeds below 2**30
 SUBJECTS = 8
 PICTURES = {"subject": 8, "style": 12}  # to train on
-REFERENCES = 6  # held-out drawings for each prompt or case
+REFERENCES = {"subject": 6, "style": 2}  # held-out drawings: of the toy, and of each prompt's scene in the style
 TUNING = "toy-tuning"
 # What is asked of the subject: background, size, position; each attribute that is named is looked for.
 ASKED = (
@@ -64,7 +64,7 @@ def subject_case(name: str) -> Case:
     toy, rng = _toy(name), random.Random(99)
     references = tuple(
         draw_toy(background(s.background, SIZE, rng.getrandbits(30)), toy, pose_for(s, SIZE, rng))
-        for s in (ASKED * REFERENCES)[:REFERENCES]
+        for s in ASKED[: REFERENCES["subject"]]
     )
     prompts = tuple(words(scene, f"{TRIGGER} {TOY}") for scene in ASKED)
     return Case(name, "subject", TOY, prompts, ASKED, (references,) * len(ASKED))
@@ -74,7 +74,7 @@ def style_case(name: str) -> Case:
     """A style, asked of scenes that are not among its training pictures."""
     asked, _ = _style_scenes()
     references = tuple(
-        tuple(STYLES[name](render(scene, SIZE, 9000 + i)) for i in range(REFERENCES)) for scene in asked
+        tuple(STYLES[name](render(scene, SIZE, 9000 + i)) for i in range(REFERENCES["style"])) for scene in asked
     )
     return Case(name, "style", "", tuple(styled(scene) for scene in asked), asked, references)
 

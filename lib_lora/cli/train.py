@@ -25,7 +25,7 @@ INTERRUPTED = 130
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument(
-        "job", type=Path, metavar="JOB.toml", help="the job; a run's own job.toml goes on with that run"
+        "job", type=Path, metavar="JOB.toml", help="the job; with --resume a run's own job.toml goes on with that run"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="key=value", dest="overrides", help="a setting to use instead"

@@ -143,7 +143,7 @@ def _train(job: JobConfig, model: DiffusionModel) -> Path:
 
         def show(event: dict[str, Any]) -> None:
             if event["type"] == "step":
-                bar.set_postfix(loss=f"{event['loss']:.4f}", refresh=False)
+                bar.set_postfix(loss="none" if event["loss"] is None else f"{event['loss']:.4f}", refresh=False)
                 bar.update(1)
 
         return train(job, model, on_event=show).file

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lib_lora.errors import BadConfig, WrongBaseModel
+from lib_lora.errors import BadConfig, BadFile, WrongBaseModel
 from lib_lora.files.codec import write_network
 from lib_lora.files.tensors import tensor_reader
 from lib_lora.keys.checkpoint import checkpoint_pieces
@@ -82,10 +82,15 @@ def extract_layers(layers: Mapping[LayerKey, Layer], weights: Mapping[LayerKey, 
     return Extracted(Network("extracted", found), (lost / whole) ** 0.5, left_out)
 
 
+def _refuse_strange(name: str, change: Tensor) -> None:
+    if not bool(torch.isfinite(change).all()):
+        raise BadFile(f"{name} holds NaN or infinity in one of the checkpoints; choose whole ones")
+
+
 def extract(tuned: Path, base: Path, out: Path, rank: int, dtype: torch.dtype = torch.float16) -> Extracted:
     """Write the LoRA of `rank` that leads from checkpoint `base` to checkpoint `tuned`. One weight in memory at a time.
 
-    Raises BadFile, BadConfig (nothing differs), WrongBaseModel (checkpoints of different models).
+    Raises BadFile (also for NaN), BadConfig (nothing differs), WrongBaseModel (checkpoints of different models).
     """
     found: dict[LayerKey, Layer] = {}
     lost = whole = 0.0
@@ -100,7 +105,11 @@ def extract(tuned: Path, base: Path, out: Path, rank: int, dtype: torch.dtype = 
                 raise WrongBaseModel(
                     f"{name} has another shape in {tuned.name} than in {base.name}; choose its true base"
                 )
-            before, after = base_read(name).double(), read(name).double()
+            old, new = base_read(name), read(name)
+            if torch.equal(old.to(new.dtype), new) or torch.equal(new.to(old.dtype), old):
+                continue  # another number format alone
+            before, after = old.double(), new.double()
+            _refuse_strange(name, after - before)
             for piece in pieces:
                 one = piece_of(after, piece) - piece_of(before, piece)
                 if float(one.norm()) <= SAME * float(before.norm()):

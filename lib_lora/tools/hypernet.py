@@ -31,6 +31,7 @@ PROMPTS = (
 )  # fmt: skip
 TIMES = (50, 250, 500, 750, 950)
 OLD = {"linear1.": "linear.0.", "linear2.": "linear.1."}
+DROPPED = 0.3  # by older hypernetworks
 RIDGE = 1e-6  # of the inputs' mean square, so that directions nobody sees stay out
 UNREADABLE = (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError)
 
@@ -87,7 +88,7 @@ def write_converted(found: Converted, out: Path, dtype: torch.dtype = torch.floa
 def _net(width: int, state: Mapping[str, Tensor], record: Mapping[Any, Any]) -> nn.Sequential:
     """The webui's net: Linear, activation (not after the last, unless `activate_output`), LayerNorm, Dropout, ..."""
     widths = record.get("layer_structure") or [1, 2, 1]
-    name, drops = record.get("activation_func"), record.get("dropout_structure")
+    name, drops = record.get("activation_func"), _drops(record, len(widths))
     layers: list[nn.Module] = []
     for number, (before, after) in enumerate(itertools.pairwise(widths)):
         layers.append(nn.Linear(int(width * before), int(width * after)))
@@ -101,6 +102,15 @@ def _net(width: int, state: Mapping[str, Tensor], record: Mapping[Any, Any]) -> 
     renamed = {_new_name(key): tensor.float() for key, tensor in state.items()}
     net.load_state_dict({key.removeprefix("linear."): tensor for key, tensor in renamed.items()})
     return net.eval().requires_grad_(False)
+
+
+def _drops(record: Mapping[Any, Any], count: int) -> Sequence[float] | None:
+    """What is dropped after each width; older files say only whether, the last but one by a switch of its own."""
+    told: Sequence[float] | None = record.get("dropout_structure")
+    if told is not None or not record.get("use_dropout"):
+        return told
+    last = float(bool(record.get("last_layer_dropout"))) * DROPPED
+    return [0.0, *[DROPPED] * (count - 3), last, 0.0]
 
 
 def _new_name(key: str) -> str:

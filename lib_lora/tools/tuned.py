@@ -14,7 +14,7 @@ from torch import Tensor
 from lib_lora.errors import BadConfig
 from lib_lora.files.checkpoint_convert import parts_to_compvis
 from lib_lora.files.tensors import TensorInfo, file_dtype, tensor_reader, torch_dtype, write_stream
-from lib_lora.keys.checkpoint import VAE, checkpoint_pieces
+from lib_lora.keys.checkpoint import VAE, Piece, checkpoint_pieces
 from lib_lora.keys.layer_key import TE1, TE2, UNET, LayerKey
 from lib_lora.models.compvis_file import EMA_PREFIX, ema_name
 from lib_lora.networks.base import Layer
@@ -50,13 +50,7 @@ def write_tuned(path: Path, tuned: Tuned, metadata: Mapping[str, str]) -> None:
     whole = Network("tuned", dict(tuned.layers))
     loaded = Loaded(NetworkUse(Path("tuned")), whole)
     with _template(tuned) as base:
-        pieces = {name: own for name, info in base.infos.items() if (own := checkpoint_pieces(name, info.shape))}
-        lost = sorted(str(key) for key in tuned.layers.keys() - {p.key for own in pieces.values() for p in own})
-        if lost:
-            raise BadConfig(
-                f"{len(lost)} trained layers have no place in the base's file, first: {lost[0]!r}; "
-                "save a network instead (method.as_lora)"
-            )
+        pieces = _pieces(base, tuned.layers)
         infos = {
             name: output_info(name, info, tuned.dtype)
             for name, info in base.infos.items()
@@ -71,6 +65,24 @@ def write_tuned(path: Path, tuned: Tuned, metadata: Mapping[str, str]) -> None:
             return narrow
 
         write_stream(path, infos, produce, {**base.metadata, **metadata})
+
+
+def refuse_unwritable(tuned: Tuned) -> None:
+    """Raises BadConfig or BadFile if `write_tuned` could not write this; only headers are read."""
+    with _template(tuned) as base:
+        _pieces(base, tuned.layers)
+
+
+def _pieces(base: Template, layers: Mapping[LayerKey, Layer]) -> dict[str, tuple[Piece, ...]]:
+    """What of the layers is in each of the base's tensors. Raises BadConfig if a layer is in none."""
+    pieces = {name: own for name, info in base.infos.items() if (own := checkpoint_pieces(name, info.shape))}
+    lost = sorted(str(key) for key in layers.keys() - {p.key for own in pieces.values() for p in own})
+    if lost:
+        raise BadConfig(
+            f"{len(lost)} trained layers have no place in the base's file, first: {lost[0]!r}; "
+            "save a network instead (method.as_lora)"
+        )
+    return pieces
 
 
 @contextmanager

@@ -67,6 +67,8 @@ def find(key: str) -> Setting:
     if known:
         raise BadConfig(f"setting {key!r} is in several sections; write one of {', '.join(i.key for i in known)}")
     section = key.rpartition(".")[0]
+    if section == CONCEPT:
+        raise BadConfig(f"setting {key!r} is of one concept of several; write it into a [[{CONCEPT}]] table of the job")
     options = sorted(i.key for i in fields() if not section or i.section == section) or list(SECTIONS)
     raise BadConfig(f"setting {key!r} is unknown; known are {', '.join(options)}")
 

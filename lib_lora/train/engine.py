@@ -150,7 +150,7 @@ class _Record:
 
     def note(self, message: str) -> None:
         """Tell something that the user should know and that stops nothing."""
-        self.send(stamp("note", message=message))
+        self.send(stamp("note", folder=str(self.run.folder), message=message))
 
     def started(self) -> None:
         """Tell what is about to be trained."""

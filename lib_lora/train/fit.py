@@ -88,7 +88,10 @@ def _text_alone(job: JobConfig) -> Iterator[str]:
 
 
 def _ranges(job: JobConfig) -> Iterator[str]:
-    for low, high in (("training.timestep_low", "training.timestep_high"), ("method.lcm_cfg_low", "method.lcm_cfg_high")):
+    for low, high in (
+        ("training.timestep_low", "training.timestep_high"),
+        ("method.lcm_cfg_low", "method.lcm_cfg_high"),
+    ):
         if job.get(low) > job.get(high):
             yield f"{_said(job, low)} is above {high} = {job.get(high)!r}; swap them"
     if job.data.bucket_low > job.data.bucket_high:
@@ -104,5 +107,3 @@ def _products(job: JobConfig) -> Iterator[str]:
                 f"{count} files of this run would be called {name!r}; choose another output.name (now "
                 f"{job.output.name!r}), or triggers that differ in letters"
             )
-
-

@@ -62,7 +62,10 @@ class Shape:
             if kind is not None and number < last:
                 layers.append(kind())
             if self.norm:
-                layers.append(nn.LayerNorm(int(width * after)))
+                norm = nn.LayerNorm(int(width * after))
+                with torch.no_grad():  # torch's own ones would bring back what the small weights took away
+                    norm.weight.normal_(0.0, WEIGHT_STD, generator=generator)
+                layers.append(norm)
             if self.dropout and number < last:
                 layers.append(nn.Dropout(self.dropout))
         return nn.Sequential(*layers)
@@ -154,4 +157,5 @@ def write_hypernetwork(path: Path, learner: HypernetworkLearner, facts: Mapping[
         **facts,
     }
     with atomic_file(path) as file:
-        torch.save(record, file)
+        # The zip of today's torch has records that the webui's check for malice refuses; all know the older form.
+        torch.save(record, file, _use_new_zipfile_serialization=False)

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -98,6 +98,7 @@ class Run:
                 raise BadConfig(f"run {str(self.folder)!r} is being trained already; wait for it or cancel it")
             try:
                 self._mend_events()
+                self._clear()
                 yield
             finally:
                 _unlock(file)
@@ -153,6 +154,12 @@ class Run:
         if state == "running" and not self.is_held():
             state = "interrupted"
         return Status(**{**known, "state": state})
+
+    def _clear(self) -> None:
+        """Remove what a kill left half written: nobody else writes here, and a state may be as large as the base."""
+        for path in self.folder.rglob(".*.tmp"):
+            with suppress(OSError):
+                path.unlink()
 
     def _mend_events(self) -> None:
         path = self.folder / EVENTS

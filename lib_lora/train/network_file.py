@@ -47,4 +47,4 @@ def _as_extracted(session: Session, network: Network, record: TrainingRecord) ->
     if network_section(session).type != "full" or not lora:
         return record
     rank = session.job.method.as_lora
-    return dataclasses.replace(record, rank=rank, alpha=rank, network_module="networks.lora", network_args={})
+    return dataclasses.replace(record, rank=rank, alpha=float(rank), network_module="networks.lora", network_args={})

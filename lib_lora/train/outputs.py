@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from lib_lora.prompt import extract
 from lib_lora.train.checkpoint import save_state
 from lib_lora.train.jobs import Event, Run, file_digest, stamp, targets
 from lib_lora.train.methods.base import Product
+from lib_lora.train.preview import AsTrained
 from lib_lora.train.session import Session, kept_rng
 from lib_lora.train.sidecar import write_sidecar
 
@@ -41,6 +43,7 @@ class Outputs:
     def finish(self, step: int) -> Path:
         """The main file of the finished run: in the run's folder, and in the folder that the job names for such."""
         self.keep_state(step)  # first: writing large files may take more memory than there is
+        self._cover(step)
         products = self._write(self._run.folder, self._output.name, step)
         final = targets(self._session.job, self._run)  # once more: a file may have come there meanwhile
         files = []
@@ -52,6 +55,15 @@ class Outputs:
             if self._output.sidecar:
                 write_sidecar(self._session, product, files[-1], self._last_sample())
         return files[0]
+
+    def _cover(self, step: int) -> None:
+        """Draw what the card shows, if nothing was drawn yet; short memory costs the picture, not the run."""
+        if not self._output.sidecar or self._last_sample() is not None:
+            return
+        try:
+            self.sample(step)
+        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+            self._send(stamp("note", message=f"no picture for the card: {str(error).partition(chr(10))[0]}"))
 
     def keep_products(self, step: int) -> None:
         """Write what the run makes as it is now into the run's checkpoints; remove older ones beyond `keep_last`."""
@@ -69,7 +81,8 @@ class Outputs:
         from lib_lora.models.sample import SampleRequest, sample
 
         session, output = self._session, self._output
-        side = session.job.data.resolution
+        side, training = session.job.data.resolution, session.job.training
+        model: Any = AsTrained(session.model, session.objective.prediction, ends_in_noise=training.zero_terminal_snr)
         for number, prompt in enumerate(self._prompts or (session.dataset.items[0].caption,)):
             request = SampleRequest(
                 prompts=[prompt],
@@ -82,7 +95,7 @@ class Outputs:
                 options=dataclasses.replace(session.text_options, weights=True),
             )
             with kept_rng(), session.best(), session.attached(), torch.no_grad():
-                picture = sample(session.model, request)[0]
+                picture = sample(model, request)[0]
             path = self._run.samples / f"{step:06d}-{number}.png"
             with atomic_file(path) as file:
                 picture.save(file, "png")

@@ -8,29 +8,74 @@ from typing import Any
 from lib_lora.errors import BadConfig
 from lib_lora.train.config import JobConfig, make_job
 
+# The first three are what the page offers first. Memory is what full-size SD1 (512 px) and SDXL (1024 px) need.
+SUBJECT: Mapping[str, Any] = {
+    "network.rank": 16,
+    "network.alpha": 8.0,
+    "network.train_text_encoder": True,
+    "optimizer.lr": 1e-4,
+    "optimizer.te_lr": 1e-5,
+    "training.te_fraction": 0.7,
+    "training.steps": 600,
+    "training.batch_size": 2,
+}
+STYLE: Mapping[str, Any] = {
+    "network.rank": 32,
+    "network.alpha": 16.0,
+    "optimizer.lr": 1e-4,
+    "training.steps": 1500,
+    "training.batch_size": 2,
+    "training.offset_noise": 0.05,
+}
+SMALL: Mapping[str, Any] = {"training.batch_size": 1, "training.checkpointing": True, "optimizer.name": "adamw8bit"}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "subject": {
-        "network.rank": 16,
-        "network.alpha": 8.0,
-        "network.train_text_encoder": True,
-        "optimizer.lr": 1e-4,
-        "optimizer.te_lr": 1e-5,
-        "training.steps": 600,
-        "training.batch_size": 2,
-    },
-    "style": {
-        "network.rank": 32,
-        "network.alpha": 16.0,
-        "optimizer.lr": 1e-4,
-        "training.steps": 1500,
-        "training.batch_size": 2,
-        "training.offset_noise": 0.05,
-    },
+    "subject": SUBJECT,
+    "style": STYLE,
     "quick test": {
         "network.rank": 8,
         "network.alpha": 8.0,
         "optimizer.lr": 5e-4,
         "training.steps": 50,
+    },
+    "subject, 6 GB": {**SUBJECT, **SMALL, "network.train_text_encoder": False, "training.steps": 1200},
+    "style, 8 GB": {**STYLE, **SMALL, "training.steps": 3000},
+    "subject, SDXL": {
+        **SUBJECT,
+        **SMALL,
+        "network.train_text_encoder": False,
+        "network.alpha": 8.0,
+        "data.resolution": 1024,
+        "training.steps": 1200,
+    },
+    "single picture": {
+        "network.rank": 8,
+        "network.alpha": 8.0,
+        "optimizer.lr": 1e-4,
+        "training.steps": 200,
+        "data.crop": "random",
+    },
+    "DreamBooth": {
+        **SMALL,
+        "method.name": "dreambooth",
+        "method.as_lora": 64,
+        "optimizer.lr": 2e-6,
+        "prior.weight": 1.0,
+        "training.steps": 1000,
+    },
+    "textual inversion": {
+        "method.name": "textual_inversion",
+        "method.tokens": 4,
+        "method.token_lr": 5e-3,
+        "training.steps": 2000,
+    },
+    "pivotal tuning": {
+        "method.name": "pivotal_tuning",
+        "network.rank": 16,
+        "network.alpha": 8.0,
+        "optimizer.lr": 1e-4,
+        "method.token_lr": 5e-4,
+        "training.steps": 1000,
+        "training.batch_size": 2,
     },
 }
 

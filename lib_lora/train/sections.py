@@ -158,5 +158,5 @@ class OptimizerSection:
     cycles: int = setting(1, "Restarts of cosine_restarts", low=1, high=1000)
     power: float = setting(1.0, "Power of the polynomial schedule", low=0.0, high=100.0)
     end_factor: float = setting(0.0, "Factor on the learning rate at the end of a falling schedule", low=0.0, high=1.0)
-    ema: float = setting(0.0, "Decay of the average that is saved in place of the last state; 0: off", low=0.0, high=1)
+    ema: float = setting(0.0, "Decay of the average saved in place of the last state; 0: off", low=0.0, high=0.99999)
     ema_warmup: bool = setting(True, "Let the average begin short and grow: min(decay, (1 + step) / (10 + step))")

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lib_lora.errors import BadConfig
 from lib_lora.keys.layer_key import UNET
 from lib_lora.ports import Conditioning, DiffusionModel, TextOptions
 from lib_lora.train import keyed
@@ -212,9 +213,7 @@ def prepare(
     `folder` is the run's.
     """
     method, watch = method_of(job.method.name), watch or Watch()
-    refuse_misfits(job)
-    for note in unused(job):
-        watch.tell(note)
+    _look_at(job, model, watch)
     root = next(model.roots()[UNET].parameters())
     processes = processes or Processes.start(root.device)
     with processes.first_alone():
@@ -243,7 +242,21 @@ def prepare(
     session._latents = latents
     if job.optimizer.ema:
         session.ema = Ema(session.named_parameters(), job.optimizer.ema, job.optimizer.ema_warmup)
+    method.check(session)
     return session
+
+
+def _look_at(job: JobConfig, model: DiffusionModel, watch: Watch) -> None:
+    """Refuse settings that do not fit each other or the model, and tell those without effect."""
+    refuse_misfits(job)
+    for note in unused(job):
+        watch.tell(note)
+    # diffusers' modules choose for themselves, torch's sdpa; only models with a session of their own can be told
+    if job.base.attention not in ("auto", "sdpa") and not hasattr(model, "training_session"):
+        raise BadConfig(
+            f"base.attention = {job.base.attention!r} can be had of the webui's loaded model only; "
+            "here attention is computed by torch's sdpa: set it to auto"
+        )
 
 
 @contextmanager

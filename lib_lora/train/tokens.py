@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lib_lora.errors import BadConfig, BadDataset
 from lib_lora.files.tensors import atomic_file, write_tensors
 from lib_lora.keys.layer_key import TE1, TE2
+from lib_lora.keys.versions import SDXL
 from lib_lora.ports import DiffusionModel
 from lib_lora.train.caption_ops import says
 from lib_lora.train.captions import Dataset
@@ -20,6 +21,9 @@ from lib_lora.train.concepts import subjects_of
 from lib_lora.train.config import JobConfig
 from lib_lora.train.learners import Groups, Learner
 from lib_lora.train.sections import OptimizerSection
+
+if TYPE_CHECKING:
+    from lib_lora.train.session import Session
 
 Vectors = Mapping[str, Mapping[str, Tensor]]  # {word: {part: (n, width)}}
 ENCODERS = {TE1: "clip_l", TE2: "clip_g"}  # as files call the text encoders
@@ -57,6 +61,8 @@ class TokenLearner(Learner):
 def new_tokens(job: JobConfig, model: DiffusionModel) -> TokenLearner:
     """A learner for every trigger of the job, begun at the meaning of the initial word. Raises BadConfig."""
     method = job.method
+    if method.embedding_format == "pt" and model.version == SDXL:
+        raise BadConfig("method.embedding_format = 'pt' has no form for SDXL; use safetensors")
     classes = [subject.data.class_word for subject in subjects_of(job)]
     vectors: dict[str, dict[str, Tensor]] = {}
     for word, class_word in zip(words_of(job), classes, strict=True):
@@ -94,6 +100,28 @@ def refuse_unsaid(job: JobConfig, dataset: Dataset) -> Dataset:
     return dataset
 
 
+def refuse_unread(session: Session) -> None:
+    """Raises BadConfig if a new word lies beyond what is read of every caption that says it."""
+    learner = next(one for one in session.learners if isinstance(one, TokenLearner))
+    captions = dict.fromkeys(item.caption for item in session.dataset.items if not item.prior)
+    with torch.enable_grad(), session.attached():
+        for word, by_part in learner.vectors.items():
+            saying = [caption for caption in captions if says(caption, word)]
+            if saying and not any(_reads(session, caption, by_part) for caption in saying):
+                raise BadConfig(
+                    f"of no caption so much is read that {word!r} is in it; lower method.tokens (now "
+                    f"{session.job.method.tokens}), raise training.max_tokens (now {session.job.training.max_tokens}), "
+                    "or let captions begin with the word"
+                )
+
+
+def _reads(session: Session, caption: str, vectors: Mapping[str, Tensor]) -> bool:
+    states = session.model.encode_text([caption], session.text_options).states
+    if not states.requires_grad:
+        return False
+    return any(g is not None for g in torch.autograd.grad(states.sum(), list(vectors.values()), allow_unused=True))
+
+
 def file_stem(word: str) -> str:
     """A word as a file may be called, without what no system takes in a name: <cat> becomes cat."""
     return "".join(sign for sign in word if sign not in '/\\:*?"<>|' and sign >= " ").strip(". ")
@@ -104,17 +132,21 @@ def _rows(given: Tensor, count: int) -> Tensor:
     return given[torch.arange(count) % len(given)].clone()
 
 
-def write_embedding(path: Path, vectors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def write_embedding(
+    path: Path, vectors: Mapping[str, Tensor], facts: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write one word's vectors {encoder: (n, width)} as the webui's embedding file, .pt or .safetensors by the suffix.
 
-    `facts`: name, step, sd_checkpoint, sd_checkpoint_name. Only SD1 and SD2 have a .pt form. Raises BadFile.
+    `facts`: name, step, sd_checkpoint, sd_checkpoint_name. Only SD1 and SD2 have a .pt form. `metadata` is
+    further metadata of a .safetensors. Raises BadFile.
     """
     alone = vectors[ENCODERS[TE1]] if len(vectors) == 1 else None
     if path.suffix != ".pt":
         tensors = {"emb_params": alone} if alone is not None else dict(vectors)
-        write_tensors(path, tensors, {name: str(value) for name, value in facts.items()})
+        write_tensors(path, tensors, {**{name: str(value) for name, value in facts.items()}, **(metadata or {})})
         return
     assert alone is not None
     record = {"string_to_token": {"*": ANY_TOKEN}, "string_to_param": {"*": alone}, **facts}
     with atomic_file(path) as file:
-        torch.save(record, file)
+        # The zip of today's torch has records that the webui's check for malice refuses; all know the older form.
+        torch.save(record, file, _use_new_zipfile_serialization=False)

@@ -10,7 +10,8 @@ from typing import Any
 
 from lib_lora.errors import BadConfig
 
-READERS = ("tomllib", "tomli", "toml")  # the standard library's from Python 3.11 on; the webui brings the others
+# The standard library's from Python 3.11 on; pip has one; the webui's toml misreads some quotes and escapes
+READERS = ("tomllib", "tomli", "pip._vendor.tomli", "toml")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -158,9 +158,10 @@ class BackgroundService:
         if kind == "started":
             self._change(total=event["steps"], step=event["step"], message="")
         elif kind == "step":
-            losses = (*status.losses, event["loss"])
+            loss = event["loss"] if event["loss"] is not None else status.loss  # None: loss scaling left the step out
+            losses = status.losses if loss is None else (*status.losses, loss)
             losses = losses if len(losses) <= PLOTTED else losses[::2]
-            facts = {"step": event["step"], "total": event["steps"], "loss": event["loss"], "eta_s": event["eta_s"]}
+            facts = {"step": event["step"], "total": event["steps"], "loss": loss, "eta_s": event["eta_s"]}
             self._change(**facts, losses=losses)
         elif kind == "preparing" and event["total"]:
             self._change(message=f"making pictures ready: {event['done']} of {event['total']}")

@@ -57,20 +57,21 @@ def test_bad_input_is_one_line_and_exit_2(
     assert message in err[0]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_saves_and_exits_130(
-    job_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    job_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     real = Run.append
 
     def press(self: Run, event: dict[str, object]) -> None:
         real(self, event)
         if event["type"] == "step":
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Run, "append", press)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     assert main(["train", str(job_file), "--device", "cpu"]) == 130
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     assert "stopped at step 1 of 2" in capsys.readouterr().err
     assert (job_file.parent / "runs" / "red" / "checkpoints" / "state.safetensors").is_file()
 

@@ -74,6 +74,48 @@ def test_extract_finds_the_lora_that_was_merged(
         extract(tmp_path / "other.safetensors", tiny_checkpoint, out, 3)
 
 
+def test_another_number_format_alone_is_no_change(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    base = load_file(str(tiny_checkpoint))
+    name = next(n for n in base if n.endswith("attn1.to_q.weight"))
+    tuned = {n: t.half() if t.is_floating_point() else t for n, t in base.items()}
+    save_file(tuned, str(tmp_path / "half.safetensors"))
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(BadConfig, match="do not differ"):
+        extract(tmp_path / "half.safetensors", tiny_checkpoint, out, 3)
+    tuned[name] = (base[name] + torch.ones_like(base[name])).half()
+    save_file(tuned, str(tmp_path / "half.safetensors"))
+    for pair in ((tmp_path / "half.safetensors", tiny_checkpoint), (tiny_checkpoint, tmp_path / "half.safetensors")):
+        assert len(extract(*pair, out, 3).network.layers) == 1
+
+
+def test_a_checkpoint_with_nan_is_told_by_name(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    base = load_file(str(tiny_checkpoint))
+    name = next(n for n in base if n.endswith("attn1.to_q.weight"))
+    base[name][0, 0] = float("nan")
+    save_file(base, str(tmp_path / "nan.safetensors"))
+    with pytest.raises(BadFile, match=rf"{name}.*NaN"):
+        extract(tmp_path / "nan.safetensors", tiny_checkpoint, tmp_path / "out.safetensors", 3)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_an_older_hypernetwork_says_its_dropouts_in_other_words(tmp_path: Path, last: bool) -> None:
+    """Before `dropout_structure` there were two switches, from which the webui counts the layers of its nets."""
+    nets = []
+    for _ in "kv":
+        layers: list[torch.nn.Module] = []
+        for number, (before, after) in enumerate([(1, 2), (2, 2), (2, 1)]):
+            layers.append(torch.nn.Linear(8 * before, 8 * after))
+            if number == 0 or (number == 1 and last):
+                layers.append(torch.nn.Dropout(0.3))
+        nets.append(torch.nn.Sequential(*layers).eval())
+    pair = tuple({f"linear.{name}": t for name, t in net.state_dict().items()} for net in nets)
+    about = {"layer_structure": [1, 2, 2, 1], "use_dropout": True, "last_layer_dropout": last}
+    torch.save({8: pair, **about}, tmp_path / "old.pt")
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        assert torch.equal(read_hypernetwork(tmp_path / "old.pt")[8]["k"](x), nets[0](x))
+
+
 def hypernetwork(path: Path, linear: bool) -> Path:
     """A file as the webui writes it, for the tiny model's cross-attention: h(x) = W2 a(W1 x), of rank 2."""
     source = torch.Generator().manual_seed(4)

@@ -69,7 +69,8 @@ def test_a_network_of_every_part_is_applied_by_its_tag(make: Make, model: Diffus
 
 
 def test_sdxl_is_told_the_sizes_of_each_picture(make: Make, sdxl_model: DiffusersModel, tmp_path: Path) -> None:
-    session = prepare(job_of(make, sdxl_model, data__buckets=True, data__bucket_step=32, data__bucket_low=64), sdxl_model, tmp_path)
+    job = job_of(make, sdxl_model, data__buckets=True, data__bucket_step=32, data__bucket_low=64)
+    session = prepare(job, sdxl_model, tmp_path)
     told: list[torch.Tensor] = []
     honest = sdxl_model.predict
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from lib_lora.errors import BadConfig
 from lib_lora.train.config import dump_job, fields, find, load_job, make_job
 from lib_lora.train.presets import PRESETS, preset_job
+from lib_lora.train.sections_data import Concept
+from lib_lora.train.settings import Setting, settings_of
 
 
 def test_every_setting_has_help_and_a_default_it_accepts() -> None:
@@ -35,6 +38,37 @@ def test_toml_round_trip(tmp_path: Path, text: str, prompts: list[str], rate: fl
     assert load_job(tmp_path / "job.toml") == job
 
 
+def any_value(item: Setting) -> st.SearchStrategy[Any]:
+    """Whatever a setting accepts."""
+    text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6)
+    low, high = item.low or 0, item.high or 0
+    if item.choices:
+        return st.sampled_from(item.choices)
+    if item.type is int:
+        return st.integers(-(-int(low) // (item.multiple or 1)), int(high) // (item.multiple or 1)).map(
+            lambda number: number * (item.multiple or 1)
+        )
+    kinds = {bool: st.booleans(), float: st.floats(low, high), str: text, tuple: st.lists(text, max_size=2).map(tuple)}
+    return kinds[item.type]
+
+
+NAMED = {"output.name": "x", "network.train_unet": True}  # not any text is a file's name
+ANY = {item.key: any_value(item) for item in fields() if item.key not in NAMED}
+ANY_CONCEPT = {item.name: any_value(item) for item in settings_of("concept", Concept)}
+
+
+@settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
+@given(
+    values=st.fixed_dictionaries({}, optional=ANY), concepts=st.lists(st.fixed_dictionaries({}, optional=ANY_CONCEPT))
+)
+def test_every_setting_and_concept_survives_toml(
+    tmp_path: Path, values: dict[str, Any], concepts: list[dict[str, Any]]
+) -> None:
+    job = make_job({**NAMED, **values, "concept": concepts})
+    (tmp_path / "job.toml").write_bytes(dump_job(job).encode())
+    assert load_job(tmp_path / "job.toml") == job
+
+
 @pytest.mark.parametrize(
     ("override", "names"),
     [
@@ -45,6 +79,7 @@ def test_toml_round_trip(tmp_path: Path, text: str, prompts: list[str], rate: fl
         ("data.resolution=100", ["data.resolution", "100", "multiple of 64"]),
         ("network.type=lohax", ["network.type", "'lohax'", "lora, locon"]),
         ("data.flip=1", ["data.flip", "true or false"]),
+        ("concept.trigger=x", ["concept.trigger", "[[concept]]"]),
         ("network.dim=4", ["network.dim", "unknown", "network.rank"]),
         ("steps", ["'steps'", "="]),
         ("output.name=a/b", ["output.name", "a/b"]),

@@ -17,6 +17,7 @@ from lib_lora.train.fit import refuse_misfits, unused
 from lib_lora.train.jobs import targets
 from lib_lora.train.methods.registry import method_of
 from lib_lora.train.sections import METHODS
+from lib_lora.train.session import prepare
 
 Make = Callable[..., JobConfig]
 SLIDER = {"method.name": "slider", "method.slider_positive": "old"}
@@ -43,7 +44,7 @@ def test_the_defaults_fit_every_method_and_leave_nothing_unused(name: str) -> No
         ({"method.name": "hypernetwork", "network.train_text_encoder": True}, ["network.train_text_encoder = True"]),
         ({"method.name": "textual_inversion", "network.train_text_encoder": True}, ["network.train_text_encoder"]),
         ({"method.name": "custom_diffusion", "network.train_text_encoder": True}, ["network.train_text_encoder"]),
-        ({"method.name": "lcm", "network.train_unet": False, "network.train_text_encoder": True}, ["train_unet"]),
+        ({"method.name": "lcm", "network.train_unet": False, "network.train_text_encoder_2": True}, ["train_"]),
         ({"method.name": "hypernetwork", "network.continue_from": "x"}, ["network.continue_from = 'x'"]),
         (
             {"network.train_unet": False, "network.train_text_encoder": True, "training.te_fraction": 0.5},
@@ -121,3 +122,49 @@ def test_a_broken_after_picture_is_told_before_the_first_step(
     (after / "two.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadDataset, match=r"two.png"):
         method_of("image_slider").dataset(make(method__name="image_slider", method__pairs_after=str(after)))
+
+
+def test_a_base_whose_file_is_gone_is_told_before_the_first_step(
+    make: Make, tiny_model: DiffusersModel, tmp_path: Path
+) -> None:
+    """As the webui's loaded checkpoint, deleted or renamed since; its modules alone make no checkpoint."""
+
+    class Elsewhere:
+        source = tmp_path / "gone.safetensors"
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("unet", "vae"):
+                raise AttributeError(name)
+            return getattr(tiny_model, name)
+
+    model: Any = Elsewhere()
+    job = make(method__name="dreambooth")
+    with pytest.raises(BadConfig, match="is not known any more"):
+        method_of("dreambooth").learners(job, model)
+    assert method_of("dreambooth").learners(
+        make(method__name="dreambooth", method__as_lora=4, method__save_checkpoint=False), model
+    )
+
+
+def test_a_way_of_attention_that_is_not_used_is_refused(make: Make, tiny_model: DiffusersModel, tmp_path: Path) -> None:
+    with pytest.raises(BadConfig, match=r"base.attention = 'xformers'.*set it to auto"):
+        prepare(make(base__attention="xformers"), tiny_model, tmp_path)
+
+
+def test_a_word_beyond_what_is_read_of_its_captions_is_refused(
+    make: Make, tiny_model: DiffusersModel, tmp_path: Path
+) -> None:
+    """75 vectors behind two words do not fit in the 75 that are read: the run would learn nothing."""
+    common = {"method__name": "textual_inversion", "data__trigger": "<cat>", "method__tokens": 75}
+    with pytest.raises(BadConfig, match=r"'<cat>'.*method.tokens \(now 75\)"):
+        prepare(make(**common), tiny_model, tmp_path)
+    prepare(make(**common, training__max_tokens=150), tiny_model, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["textual_inversion", "pivotal_tuning"])
+def test_the_older_embedding_file_has_no_form_for_sdxl(
+    make: Make, tiny_model: DiffusersModel, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(tiny_model, "version", "sdxl")
+    with pytest.raises(BadConfig, match="no form for SDXL"):
+        method_of(name).learners(make(method__name=name, method__embedding_format="pt"), tiny_model)

@@ -191,6 +191,17 @@ def _webui_net(width: int, record: dict[Any, Any]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_new_hypernetwork_changes_next_to_nothing(
+    make: Make, tiny_model: DiffusersModel, pictures: Path, tmp_path: Path, norm: bool
+) -> None:
+    session = prepare(job_of(make, pictures, "hypernetwork", method__hyper_norm=norm), tiny_model, tmp_path)
+    before = output(tiny_model)
+    with session.attached():
+        after = output(tiny_model)
+    assert 0 < float((after - before).norm() / before.norm()) < 0.01
+
+
 def test_a_hypernetworks_shape_is_checked(
     make: Make, tiny_model: DiffusersModel, pictures: Path, tmp_path: Path
 ) -> None:
@@ -269,7 +280,7 @@ def test_lcm_agrees_with_diffusers_schedulers(
 def test_lcm_learns_to_agree_with_itself(
     make: Make, tiny_model: DiffusersModel, pictures: Path, tmp_path: Path
 ) -> None:
-    job = job_of(make, pictures, "lcm", training__steps=8, optimizer__lr=5e-3, network__train_text_encoder=True)
+    job = job_of(make, pictures, "lcm", training__steps=8, optimizer__lr=5e-3)
     session = prepare(job, tiny_model, tmp_path)
     assert not any(name.startswith("network/te") for name in session.named_parameters())
     visits = [Visit(i % 2, 900 + i, 0) for i in range(8)]

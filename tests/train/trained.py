@@ -100,6 +100,7 @@ def job_of(name: str, pictures: Path, folder: Path, **changes: Any) -> JobConfig
         "output.network_folder": str(folder / "networks"),
         "output.name": name.replace(" ", "-"),
         "output.dtype": "fp32",
+        "output.sidecar": False,
     }
     return make_job({**values, **CASES[name].changes, **changes})
 

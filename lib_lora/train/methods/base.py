@@ -70,6 +70,9 @@ class Method(ABC):
 
         return diffusion_losses(session, visits)
 
+    def check(self, session: Session) -> None:  # noqa: B027 - most have nothing to add
+        """Look once at the session made ready. Raises BadConfig for what could not be learned in it."""
+
     def facts(self, session: Session) -> Mapping[str, object]:
         """Numbers to show with each step, beside loss and rate."""
         return {}

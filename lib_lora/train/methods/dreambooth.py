@@ -11,11 +11,13 @@ from lib_lora.errors import BadConfig
 from lib_lora.files.metadata import build_metadata
 from lib_lora.networks.network import Network
 from lib_lora.ports import DiffusionModel
+from lib_lora.tools.tuned import Tuned, refuse_unwritable
 from lib_lora.train.config import JobConfig
 from lib_lora.train.learners import Learner
 from lib_lora.train.methods.base import CHECKPOINT, NETWORK, Product
 from lib_lora.train.methods.network import NetworkMethod, network_of
 from lib_lora.train.network_file import DTYPES, write_trained_network
+from lib_lora.train.network_learner import NetworkLearner
 from lib_lora.train.sections import NetworkSection
 from lib_lora.train.targets import weight_of
 
@@ -53,11 +55,15 @@ class DreamBooth(NetworkMethod):
                 "method.save_checkpoint = false and method.as_lora = 0 leave nothing to save; "
                 "give as_lora a rank, e.g. 32, or save the checkpoint"
             )
-        return super().learners(job, model)
+        learners = super().learners(job, model)
+        (learner,) = learners
+        if job.method.save_checkpoint and isinstance(learner, NetworkLearner):  # told now, not after hours
+            refuse_unwritable(Tuned(model, learner.layers, DTYPES[job.output.dtype], job.base.use_ema))
+        return learners
 
     def write(self, session: Session, folder: Path, products: Sequence[Product], step: int) -> None:
         from lib_lora.tools.extract import extract_layers
-        from lib_lora.tools.tuned import Tuned, write_tuned
+        from lib_lora.tools.tuned import write_tuned
         from lib_lora.train.metadata import record_of
 
         job, learner = session.job, network_of(session)

@@ -6,13 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib_lora.errors import BadConfig
+from lib_lora.files.metadata import EMBEDDING as KIND
+from lib_lora.files.metadata import modelspec
 from lib_lora.ports import DiffusionModel
 from lib_lora.train.captions import Dataset
 from lib_lora.train.config import JobConfig
 from lib_lora.train.learners import Learner
 from lib_lora.train.methods.base import EMBEDDING, Method, Product
-from lib_lora.train.tokens import TokenLearner, file_stem, new_tokens, refuse_unsaid, words_of, write_embedding
+from lib_lora.train.tokens import (
+    TokenLearner,
+    file_stem,
+    new_tokens,
+    refuse_unread,
+    refuse_unsaid,
+    words_of,
+    write_embedding,
+)
 
 if TYPE_CHECKING:
     from lib_lora.train.session import Session
@@ -30,9 +39,10 @@ class TextualInversion(Method):
         """Pictures whose captions say the new words."""
         return refuse_unsaid(job, super().dataset(job))
 
+    def check(self, session: Session) -> None:
+        refuse_unread(session)
+
     def learners(self, job: JobConfig, model: DiffusionModel) -> tuple[Learner, ...]:
-        if job.method.embedding_format == "pt" and model.version == "sdxl":
-            raise BadConfig("method.embedding_format = 'pt' has no form for SDXL; use safetensors")
         return (new_tokens(job, model),)
 
     def write(self, session: Session, folder: Path, products: Sequence[Product], step: int) -> None:
@@ -54,8 +64,11 @@ def embedding_products(job: JobConfig, stem: str) -> tuple[Product, ...]:
 
 def write_embeddings(session: Session, folder: Path, products: Sequence[Product], step: int) -> None:
     """Write each word's file."""
+    from lib_lora.train.metadata import record_of
+
     learner = tokens_of(session)
     legacy, _ = session.base_hashes()
+    spec = modelspec(record_of(session, step, KIND))
     for word, product in zip(words_of(session.job), products, strict=True):
         facts: dict[str, Any] = {
             "name": Path(product.name).stem,
@@ -63,7 +76,7 @@ def write_embeddings(session: Session, folder: Path, products: Sequence[Product]
             "sd_checkpoint": legacy or None,
             "sd_checkpoint_name": session.model.name,
         }
-        write_embedding(folder / product.name, learner.by_encoder(word), facts)
+        write_embedding(folder / product.name, learner.by_encoder(word), facts, spec)
 
 
 def tokens_of(session: Session) -> TokenLearner:

@@ -17,7 +17,7 @@ from lib_lora.train.methods.inversion import embedding_products, tokens_of, writ
 from lib_lora.train.methods.network import NetworkMethod, network_of
 from lib_lora.train.network_file import write_trained_network
 from lib_lora.train.sections import NetworkSection
-from lib_lora.train.tokens import new_tokens, refuse_unsaid
+from lib_lora.train.tokens import new_tokens, refuse_unread, refuse_unsaid
 
 if TYPE_CHECKING:
     from lib_lora.train.session import Session
@@ -37,6 +37,9 @@ class PivotalTuning(NetworkMethod):
     def dataset(self, job: JobConfig) -> Dataset:
         """Pictures whose captions say the new words."""
         return refuse_unsaid(job, super().dataset(job))
+
+    def check(self, session: Session) -> None:
+        refuse_unread(session)
 
     def learners(self, job: JobConfig, model: DiffusionModel) -> tuple[Learner, ...]:
         return (*super().learners(job, model), new_tokens(job, model))

@@ -110,7 +110,7 @@ class ImageSliderMethod(NetworkMethod):
             raise BadConfig("method.pairs_after = '' names no folder; give that of the pictures after the change")
         folder = Path(job.method.pairs_after).expanduser()
         if not folder.is_dir():
-            raise BadDataset(f"method.pairs_after = {job.method.pairs_after!r} is not a folder; give that of the pictures")
+            raise BadDataset(f"method.pairs_after = {job.method.pairs_after!r} is not a folder; give one of pictures")
         before = super().dataset(job)
         after = {path.stem: path for path in list_pictures(folder)}
         alone = [item.path.name for item in before.items if item.path.stem not in after]

@@ -1,0 +1,163 @@
+"""The quality benchmark's own parts: cases, scores, table. What it measures takes hours and is not tested here."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks import quality, quality_table
+from benchmarks.quality_cases import ASKED, SIZE, TRIGGER, TUNING, case_names, case_of, ordinary
+from benchmarks.quality_methods import METHODS
+from benchmarks.quality_peers import PEERS
+from benchmarks.quality_scores import attributes, leak, prior_scores, prompt_score, target_score
+from benchmarks.quality_styles import STYLES, style_score
+from lib_lora.miniature.draw import background, draw_toy, pose_for, render
+from lib_lora.miniature.scenes import Scene
+from lib_lora.miniature.score import auc, subject_score
+from lib_lora.miniature.subjects import SUBJECTS, photograph
+from lib_lora.miniature.toys import Toy
+from lib_lora.train.config import make_job
+
+
+def _drawn(toy: Toy, scene: Scene, rng: random.Random) -> Image.Image:
+    return draw_toy(background(scene.background, SIZE, rng.getrandbits(30)), toy, pose_for(scene, SIZE, rng))
+
+
+def test_there_are_eight_toys_that_nothing_else_draws_and_four_styles() -> None:
+    assert case_names() == [f"toy-{n}" for n in range(8)] + list(STYLES)
+    assert len(STYLES) == 4 and TUNING not in case_names()
+    first = quality.case_of("toy-0").references[0][0].tobytes()
+    assert case_of("toy-0").references[0][0].tobytes() == first  # the same in every process
+    from benchmarks import quality_cases
+
+    toys = [quality_cases._toy(name) for name in (*case_names(styles=0), TUNING)]
+    assert len(set(toys)) == 9 and not set(toys) & set(SUBJECTS.values())
+    assert quality_cases.FIRST_TOY > 2**30  # the miniature's own toys have 30-bit seeds
+
+
+@pytest.mark.parametrize("name", [*STYLES, "toy-0"])
+def test_training_pictures_have_captions_with_the_trigger_and_none_is_asked_for(name: str, tmp_path: Path) -> None:
+    case = case_of(name)
+    case.write(tmp_path)
+    pictures, captions = sorted(tmp_path.glob("*.png")), sorted(tmp_path.glob("*.txt"))
+    assert 6 <= len(pictures) == len(captions) <= 12
+    texts = [path.read_text(encoding="utf-8") for path in captions]
+    assert all(TRIGGER in text.replace(",", " ").split() for text in texts)
+    assert len(case.prompts) == len(case.asked) == len(case.references)
+    seen = [Image.open(path).tobytes() for path in pictures]
+    assert not any(r.tobytes() in seen for own in case.references for r in own)
+    if case.kind == "style":
+        assert not set(texts) & set(case.prompts)
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_the_style_score_tells_styled_drawings_from_plain_ones(name: str) -> None:
+    case = case_of(name)
+    pairs = list(zip(case.asked, case.references, strict=True))
+    plain = [render(scene, SIZE, 50) for scene, _ in pairs]
+    own = [references for _, references in pairs]
+    same = [style_score([STYLES[name](picture)], [r]) for picture, r in zip(plain, own)]
+    other = [style_score([picture], [r]) for picture, r in zip(plain, own)]
+    assert auc(same, other) > 0.95
+    others = [style_score([STYLES[n](p)], [r]) for n in STYLES if n != name for p, r in zip(plain, own)]
+    assert auc(same, others) > 0.95
+
+
+def test_what_a_drawing_shows_is_found_and_what_it_does_not_is_not() -> None:
+    rng = random.Random(1)
+    toys = [Toy.from_seed(2**31 + n) for n in range(4)]
+    for toy in toys:
+        assert all(all(attributes(_drawn(toy, scene, rng), scene).values()) for scene in ASKED)
+    opposite = {"big": "small", "small": "big", "": ""}
+    places = {"on the left": "on the right", "on the right": "on the left", "at the top": "at the bottom"}
+    for scene in ASKED:
+        wrong = Scene("toy", "", "orange", opposite[scene.size], places.get(scene.position, scene.position))
+        assert not any(attributes(_drawn(toys[0], wrong, rng), scene).values())
+
+
+def test_scores_of_right_pictures_are_higher_than_those_of_another_toys() -> None:
+    case, rng = case_of("toy-0"), random.Random(2)
+    right = [_drawn(Toy.from_seed(2**31), scene, rng) for scene in case.asked]
+    wrong = [_drawn(Toy.from_seed(2**31 + 1), scene, rng) for scene in case.asked]
+    assert target_score(case, right) > target_score(case, wrong) + 0.1
+    assert prompt_score(case, right) == prompt_score(case, wrong) == 1.0
+    assert leak(case, right) == pytest.approx(subject_score(right, case.references[0]))
+
+
+def test_a_prior_that_is_kept_and_one_that_is_not() -> None:
+    own = [render(scene, SIZE, n) for n, (scene, _) in enumerate(ordinary(4))]
+    toys = [photo.image for photo in photograph(SUBJECTS["bo"], 4)]
+    assert prior_scores([*own, *toys], [*own, *toys], 4) == pytest.approx({"prior": 1, "kept": 1, "kept_class": 1})
+    lost = prior_scores([*toys, *own], [*own, *toys], 4)
+    assert lost["prior"] == 0 and lost["kept"] < 0.8 and lost["kept_class"] < 0.8
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_methods_settings_are_those_of_a_job(name: str) -> None:
+    method = METHODS[name]
+    job = make_job({**method.settings, method.rate_key: method.rate})
+    assert job.get(method.rate_key) == method.rate
+    assert not method.of or METHODS[method.of].settings == method.settings
+
+
+def test_the_issues_methods_are_all_there_and_peers_name_theirs() -> None:
+    types = {method.settings.get("network.type") for method in METHODS.values()}
+    assert types >= {"lora", "locon", "loha", "lokr", "ia3", "glora", "full", "norm", "dylora", "oft", "boft"}
+    names = {method.settings.get("method.name") for method in METHODS.values()}
+    assert names >= {"dreambooth", "textual_inversion", "pivotal_tuning", "custom_diffusion", "hypernetwork"}
+    assert set(PEERS.values()) <= set(METHODS) and not set(PEERS) & set(METHODS)
+
+
+def _record(method: str, seed: int, score: float, case: str = "toy-0") -> dict[str, object]:
+    rest = dict.fromkeys(("prompt", "prior", "kept", "kept_class", "train_s"), 1.0)
+    return {
+        "method": method,
+        "case": case,
+        "kind": "subject",
+        "seed": seed,
+        "steps": 4,
+        "rate": 1,
+        "score": score,
+    } | rest
+
+
+def test_the_table_by_hand() -> None:
+    scores = {"base": (0.40, 0.42), "lora": (0.60, 0.64), "peft lora": (0.50, 0.52), "norm": (0.41, 0.45)}
+    records = [_record(name, seed, score) for name, two in scores.items() for seed, score in enumerate(two)]
+    spread = math.sqrt((2 * 0.01**2 + 2 * 0.02**2 + 2 * 0.01**2 + 2 * 0.02**2) / 4)
+    assert quality_table.pooled_spread(records) == pytest.approx(spread)
+    rows = {row["method"]: row for row in quality_table.summary(records, "subject")}
+    assert rows["lora"]["lift"] == pytest.approx(0.21)
+    assert rows["lora"]["needed"] == pytest.approx(3 * spread * math.sqrt(2 / 2))
+    assert rows["lora"]["passes"] and not rows["norm"]["passes"]
+    assert quality_table.paired_ratio(records, "peft lora") == (pytest.approx(2.1), 2)
+    text = quality_table.text_of(records)
+    assert "| lora |" in text and "pass" in text and "FAIL" in text and "| lora | peft lora | 2.10 | 2 |" in text
+
+
+def test_runs_that_are_recorded_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = quality.Bench(tmp_path, quality.BUDGETS["quick"], 4, None)
+    done: list[tuple[str, str, int]] = []
+
+    def note(bench: quality.Bench, name: str, case: object, seed: int) -> None:
+        done.append((name, case.name, seed))  # type: ignore[attr-defined]
+        bench.record(name, case, seed, {"steps": 4})  # type: ignore[arg-type]
+
+    def base(bench: quality.Bench, case: object, seed: int) -> None:
+        note(bench, "base", case, seed)
+
+    monkeypatch.setattr(quality, "run_method", note)
+    monkeypatch.setattr(quality, "run_base", base)
+    (tmp_path / "results.jsonl").write_text(json.dumps(_record("lora", 0, 0.5)) + "\n", encoding="utf-8")
+    locks = tmp_path / "locks"
+    locks.mkdir()
+    (locks / "oft.toy-0.0.4").write_text("1", encoding="ascii")  # process 1 is alive, so it is at work
+    (locks / "norm.toy-0.0.4").write_text("999999999", encoding="ascii")  # and this one is not
+    quality.run_all(bench, ["lora", "norm", "oft"], ["toy-0"], 1)
+    assert done == [("base", "toy-0", 0), ("norm", "toy-0", 0)]
+    assert [path.name for path in locks.iterdir()] == ["oft.toy-0.0.4"]
