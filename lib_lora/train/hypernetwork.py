@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora.errors import BadConfig
-from lib_lora.files.tensors import atomic_file
 from lib_lora.keys.layer_key import UNET
 from lib_lora.ports import DiffusionModel
 from lib_lora.train.learners import Groups, Learner
+from lib_lora.train.pickled import write_pickled
 from lib_lora.train.sections import Method, OptimizerSection
 
 ACTIVATIONS: Mapping[str, type[nn.Module] | None] = {
@@ -156,6 +156,4 @@ def write_hypernetwork(path: Path, learner: HypernetworkLearner, facts: Mapping[
         "optional_info": None,
         **facts,
     }
-    with atomic_file(path) as file:
-        # The zip of today's torch has records that the webui's check for malice refuses; all know the older form.
-        torch.save(record, file, _use_new_zipfile_serialization=False)
+    write_pickled(path, record)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lib_lora.errors import BadConfig, BadDataset
-from lib_lora.files.tensors import atomic_file, write_tensors
+from lib_lora.files.tensors import write_tensors
 from lib_lora.keys.layer_key import TE1, TE2
 from lib_lora.keys.versions import SDXL
 from lib_lora.ports import DiffusionModel
@@ -20,6 +20,7 @@ from lib_lora.train.captions import Dataset
 from lib_lora.train.concepts import subjects_of
 from lib_lora.train.config import JobConfig
 from lib_lora.train.learners import Groups, Learner
+from lib_lora.train.pickled import write_pickled
 from lib_lora.train.sections import OptimizerSection
 
 if TYPE_CHECKING:
@@ -147,6 +148,4 @@ def write_embedding(
         return
     assert alone is not None
     record = {"string_to_token": {"*": ANY_TOKEN}, "string_to_param": {"*": alone}, **facts}
-    with atomic_file(path) as file:
-        # The zip of today's torch has records that the webui's check for malice refuses; all know the older form.
-        torch.save(record, file, _use_new_zipfile_serialization=False)
+    write_pickled(path, record)

@@ -90,7 +90,8 @@ def test_sdxl_is_told_the_sizes_of_each_picture(make: Make, sdxl_model: Diffuser
 
 
 def test_new_words_and_checkpoints(make: Make, model: DiffusersModel, tmp_path: Path) -> None:
-    trigger = {"data__trigger": "<cat>", "data__class_word": "cat"}
+    trigger: dict[str, Any] = {"data__trigger": "<cat>", "data__class_word": "cat"}
+    trigger |= {"network__train_text_encoder": False, "network__train_text_encoder_2": False}
     words = job_of(make, model, method__name="textual_inversion", method__tokens=2, output__name="words", **trigger)
     vectors = load_file(str(train(words, model).file))
     widths = {part: t.shape[1] for part, t in model.token_vectors("cat").items()}
