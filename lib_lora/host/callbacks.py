@@ -84,8 +84,9 @@ class Lorakit:
         infotext.restore_names(fields, self.catalog.name_of)
 
     def new_files(self) -> None:
-        """Make files that were just written usable by tag and card."""
+        """Make files that were just written usable by tag and card, and words that were trained by the same prompt."""
         self.catalog.rescan()
+        self.tag.texts.forget()
 
     def unload(self) -> None:
         """Leave the model as its checkpoint made it, and the built-in as its script expects to find it."""

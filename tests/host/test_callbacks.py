@@ -63,6 +63,16 @@ def test_text_states_of_one_owner_are_not_used_by_the_next(webui: Any, builtin: 
     assert picture.cached_c[0] is None
 
 
+def test_texts_are_encoded_anew_when_training_made_a_file(webui: Any, builtin: Any, kit: Any, picture: Any) -> None:
+    """It may have been the embedding of a word that the last prompt has."""
+    kit.settle()
+    _apply(kit, picture)
+    picture.cached_c[0] = "the old word's"
+    kit.new_files()
+    _apply(kit, picture)
+    assert picture.cached_c[0] is None
+
+
 def test_a_model_nobody_of_us_knows_belongs_to_the_built_in(webui: Any, builtin: Any, kit: Any) -> None:
     kit.settle()
     del webui.shared.sd_model.model.diffusion_model.input_blocks
