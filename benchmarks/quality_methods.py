@@ -67,7 +67,7 @@ def _typed(name: str, rate: float, **more: Any) -> Method:
 
 
 _DREAMBOOTH = {"method.name": "dreambooth", "method.as_lora": 16}
-# Rates are those of the sweep on the tuning subject, which is not among the eight.
+# Rates: LoRA's and full's were tried on the tuning subject (one seed); the others are estimates, see RESULTS.md.
 METHODS: Mapping[str, Method] = {
     "lora": _typed("lora", 5e-3),
     "locon": _typed("locon", 4e-3),

@@ -104,11 +104,17 @@ def _table(rows: Sequence[Mapping[str, Any]], kind: str, spread: float) -> str:
     )
     lines = [
         f"| {r['method']} | {r['rate']:g} | {r['runs']} | {r['score']:.3f} | {_number(r['spread'])} | {r['lift']:+.3f} "
-        f"| {r['needed']:.3f} | {'pass' if r['passes'] else 'FAIL'} | {r['prompt']:.2f} ({r['base prompt']:.2f}) "
+        f"| {_number(r['needed'])} | {_verdict(r)} | {r['prompt']:.2f} ({r['base prompt']:.2f}) "
         f"| {r['prior']:.2f} ({r['base prior']:.2f}) | {r['kept']:.3f} | {r['kept_class']:.3f} | {r['seconds']:.0f} |"
         for r in rows
     ]
     return head + "\n".join(lines)
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    if math.isnan(row["needed"]):
+        return "?"  # nothing was repeated yet, so that there is no spread
+    return "pass" if row["passes"] else "FAIL"
 
 
 def _mean(values: Iterable[float]) -> float:

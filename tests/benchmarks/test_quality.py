@@ -140,6 +140,11 @@ def test_the_table_by_hand() -> None:
     assert "| lora |" in text and "pass" in text and "FAIL" in text and "| lora | peft lora | 2.10 | 2 |" in text
 
 
+def test_without_repeated_seeds_nothing_is_decided() -> None:
+    text = quality_table.text_of([_record("base", 0, 0.4), _record("lora", 0, 0.6)])
+    assert "| ? |" in text and "pass |" not in text and "FAIL" not in text
+
+
 def test_runs_that_are_recorded_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = quality.Bench(tmp_path, quality.BUDGETS["quick"], 4, None)
     done: list[tuple[str, str, int]] = []
