@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from lib_lora.keys import versions
 log = logging.getLogger(__name__)
 
 CACHE = "safetensors-metadata"  # the webui's own, which the built-in fills as well
+HASHES, WHOLE_HASHES = "hashes-addnet", "hashes"  # likewise: without a safetensors header, and of whole files
 UNKNOWN = "Unknown"
 VERSIONS = {versions.SD1: "SD1", versions.SD2: "SD2", versions.SDXL: "SDXL", versions.UNKNOWN: UNKNOWN}
 FIRST = ("ss_sd_model_name", "ss_resolution", "ss_clip_skip", "ss_num_train_images", "ss_tag_frequency")
@@ -67,7 +69,11 @@ class Catalog:
 
     def name(self, entry: Entry) -> str:
         """What to write in a tag for a file: its name, or its relative path where two have that name."""
-        return entry.name if sum(e.name == entry.name for e in self.library.entries()) <= 1 else entry.relative
+        return entry.name if self._alone(entry) else entry.relative
+
+    def _alone(self, entry: Entry) -> bool:
+        """Whether no other file has its name."""
+        return sum(other.name == entry.name for other in self.library.entries()) <= 1
 
     def preferred_name(self, card: Card) -> str:
         """The name a click writes: the alias if the setting asks for it and it means this file, else the file's."""
@@ -82,13 +88,28 @@ class Catalog:
         if entry is None:
             return ""
         facts = self.library.facts(entry)
-        if facts.hash or getattr(self.webui.shared.cmd_opts, "no_hashing", False):
-            return facts.short_hash
-        try:
-            self.library.index.add_hashes(entry.file, entry.stamp, file_hashes(entry.path))
-        except BadFile as error:
-            log.warning("no hash in infotext: %s", error)
-        return self.library.facts(entry).short_hash
+        if not facts.hash and not getattr(self.webui.shared.cmd_opts, "no_hashing", False):
+            try:
+                self.library.index.add_hashes(entry.file, entry.stamp, file_hashes(entry.path))
+            except BadFile as error:
+                log.warning("no hash in infotext: %s", error)
+            facts = self.library.facts(entry)
+        if facts.hash and not facts.headline.stated_hash and self._alone(entry):
+            self._share(entry, facts.hash)
+        return facts.short_hash
+
+    def _share(self, entry: Entry, digest: str) -> None:
+        """Keep a computed hash where the webui has its own, so that nobody computes it again.
+
+        And so that this table is not empty: the webui 1.10 opens an empty one anew for each file that the built-in
+        lists, which is seconds for thousands of files. It goes by names, so only those that one file has are kept.
+        """
+        cache = self.webui.cache
+        table = cache.cache(HASHES if entry.path.suffix.lower() == ".safetensors" else WHOLE_HASHES)
+        title, row = f"lora/{entry.name}", {"mtime": os.path.getmtime(entry.file), "sha256": digest}
+        if table.get(title) != row:
+            table[title] = row
+            cache.dump_cache()
 
     def name_of(self, short_hash: str, asked: str) -> str | None:
         """A name for the file with this hash: `asked` itself if it is one, else one called alike, else any, or None."""

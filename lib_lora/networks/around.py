@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -38,9 +40,9 @@ class Around(Modifier):
         inner = self.core.to_tensors() if self.core is not None else {}
         return {**inner, **self.own_tensors()}
 
+    @abstractmethod
     def own_tensors(self) -> dict[str, Tensor]:
         """The tensors called `NAMES`."""
-        raise NotImplementedError
 
     def delta(self, weight: Tensor) -> Tensor:
         if self.core is None:

@@ -8,6 +8,7 @@ the matrix of at most that rank with the least squared error.
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ TIMES = (50, 250, 500, 750, 950)
 OLD = {"linear1.": "linear.0.", "linear2.": "linear.1."}
 DROPPED = 0.3  # by older hypernetworks
 RIDGE = 1e-6  # of the inputs' mean square, so that directions nobody sees stay out
-UNREADABLE = (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError)
+UNREADABLE = (RuntimeError, EOFError, LookupError, ValueError, AttributeError, TypeError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,7 @@ def read_hypernetwork(path: Path) -> dict[int, dict[str, nn.Sequential]]:
         return {width: {which: _net(width, s, record) for which, s in zip("kv", pair)} for width, pair in pairs.items()}
     except FileNotFoundError:
         raise BadFile(f"no hypernetwork {str(path)!r}; give the path of the webui's .pt file") from None
-    except Exception as error:
-        if not isinstance(error, UNREADABLE) and type(error).__name__ != "UnpicklingError":
-            raise
+    except UNREADABLE as error:
         raise BadFile(f"{path} is no hypernetwork of the webui ({error}); give another file") from error
 
 

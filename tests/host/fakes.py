@@ -197,6 +197,10 @@ class FakeEmbeddings:
 def fake_cache() -> SimpleNamespace:
     """The webui's cache of what was read from files: by title and mtime."""
     kept: dict[Any, Any] = {}
+    sections: dict[str, dict[str, Any]] = {}
+
+    def section(name: str) -> dict[str, Any]:
+        return sections.setdefault(name, {})
 
     def cached(subsection: str, title: str, filename: str, func: Callable[[], Any]) -> Any:
         key = (subsection, title, os.path.getmtime(filename))
@@ -204,7 +208,7 @@ def fake_cache() -> SimpleNamespace:
             kept[key] = func()
         return kept[key]
 
-    return SimpleNamespace(cached_data_for_file=cached)
+    return SimpleNamespace(cached_data_for_file=cached, cache=section, dump_cache=lambda: None)
 
 
 def write_loud(path: Path, **more: torch.Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -80,6 +82,28 @@ def test_hashes_lead_back_to_the_file_that_is_meant(webui: Any, catalog: Catalog
     catalog.short_hash("copy")
     assert catalog.name_of(second, "somewhere/loud") == "sub/loud", "of two with this hash the one called alike"
     assert catalog.name_of(second, "copy") == "copy"
+
+
+def test_a_computed_hash_is_kept_where_the_webui_looks_for_it_too(webui: Any, catalog: Catalog, folder: Path) -> None:
+    """The webui 1.10 opens an empty table of hashes anew for each file of its list: a millisecond each."""
+    table = webui.cache.cache("hashes-addnet")
+    (folder / "cat.safetensors").rename(folder / "sub" / "cat.safetensors")
+    catalog.rescan()
+    for name in ("cat", "loud", "sub/loud", "cat"):
+        catalog.short_hash(name)
+    digest = hashlib.sha256(_data(folder / "sub" / "cat.safetensors")).hexdigest()
+    assert table == {"lora/cat": {"mtime": os.path.getmtime(folder / "sub" / "cat.safetensors"), "sha256": digest}}, (
+        "of two files that are called loud the webui's table can hold but one"
+    )
+    webui.shared.cmd_opts.no_hashing = True
+    (folder / "late.safetensors").write_bytes((folder / "sub" / "cat.safetensors").read_bytes())
+    catalog.rescan()
+    assert catalog.short_hash("late") == "" and "lora/late" not in table
+
+
+def _data(path: Path) -> bytes:
+    content = path.read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
 
 
 def test_without_hashing_no_file_is_read(webui: Any, catalog: Catalog) -> None:
