@@ -32,7 +32,6 @@ class NetworkLearner(Learner):
     def __init__(self, model: Patchable, network: NetworkSection, layers: Mapping[LayerKey, Layer]) -> None:
         self.network = network
         self.layers = {key: layers[key] for key in sorted(layers)}
-        self.text = any(key.part != UNET for key in layers)
         self.slots = model.slots()
         self.drops = Drops(network.dropout, network.rank_dropout, network.module_dropout)
 

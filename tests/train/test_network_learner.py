@@ -62,7 +62,7 @@ def rates(learner: NetworkLearner, **settings: Any) -> dict[str, float]:
 
 def test_parts_have_rates_of_their_own() -> None:
     learner = parts_learner()
-    assert learner.text and list(learner.layers) == sorted(learner.layers)
+    assert list(learner.layers) == sorted(learner.layers)
     by_part = {name.split(":")[0]: rate for name, rate in rates(learner).items()}
     assert by_part == {"unet": 1.0, "te1": 0.1, "te2": 0.1}
     assert {n.split(":")[0]: r for n, r in rates(learner, te2_lr=0.5).items()} == {"unet": 1.0, "te1": 0.1, "te2": 0.5}
@@ -113,7 +113,6 @@ FASTER = {  # the parameters LoRA+ trains faster, by their last name
 def test_lora_plus_is_about_second_factors(name: str) -> None:
     _, model = zoo(torch.float32)
     learner = NetworkLearner(model, section(name), fresh(model, section(name)))
-    assert not learner.text
     found = rates(learner, lora_plus=16.0)
     faster = {n for n, rate in found.items() if rate == 16.0}
     assert {n.rpartition(".")[2] for n in faster} == FASTER[name]
