@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lib_lora.errors import BadDataset
+from lib_lora.train.colour import to_srgb
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,7 +65,7 @@ def list_pictures(folder: Path) -> list[Path]:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """The picture upright (EXIF) and in RGB, transparency laid over white.
+    """The picture upright (EXIF) and in sRGB, transparency laid over white.
 
     16-bit grey is scaled to 8 bits; of an animation the first frame is taken. Raises BadDataset if it cannot be read.
     """
@@ -74,7 +75,7 @@ def open_picture(path: Path) -> Image.Image:
 def open_layers(path: Path) -> tuple[Image.Image, Image.Image | None]:
     """What `open_picture` gives, and the opacity, mode L, white where opaque; None if there is no transparency."""
     with _named(path):
-        picture = _upright(path)
+        picture = to_srgb(_upright(path))
         alpha = picture.convert("RGBA").getchannel("A") if _transparent(picture) else None
         return _to_rgb(picture), alpha
 

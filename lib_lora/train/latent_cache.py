@@ -19,7 +19,7 @@ from lib_lora.train.captions import Item
 from lib_lora.train.images import CENTRE, Size
 from lib_lora.train.sections_data import Data
 
-MAKE = 1  # counted up when the same picture would give other latents
+MAKE = 2  # counted up when the same picture would give other latents
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class Latents:
             origin = Origin(self._items, vae_identity(model), self._data)
             self._store = OnDisk(place, origin, self._watch.tell)
         self._bare: set[str] = set()  # pictures that were to have a mask
+        self._dark: set[str] = set()  # pictures of which the mask leaves nothing
         broken = self._prepare()
         self.dataset = dataset.without(broken) if broken else dataset
         if not self.dataset.visits():
@@ -134,6 +135,11 @@ class Latents:
         if self._bare:
             names = ", ".join(sorted(self._bare))
             self._watch.tell(f"{names}: no transparency to be a mask; these pictures count whole")
+        if self._dark:
+            names = ", ".join(sorted(self._dark))
+            self._watch.tell(
+                f"{names}: the mask is black all over; nothing is learned from these pictures"
+            )
         return broken
 
     def _shots(self) -> list[Shot]:
@@ -176,6 +182,8 @@ class Latents:
             place = placement(picture.size, shot.bucket, shot.at)
             weights = latent_mask(mask, place, shot.bucket, self._data.mask_floor)
             weights = weights.flip(-1) if shot.flip else weights
+            if float(weights.max()) <= self._data.mask_floor:
+                self._dark.add(item.path.name)
         picture = cover_crop(picture, shot.bucket, shot.at)
         if shot.colour is not None:
             picture = stray(picture, self._data.colour, shot.colour)

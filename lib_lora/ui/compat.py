@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,17 @@ def api_argument(event: Any, name: str | None) -> dict[str, Any]:
 
 
 def page_script() -> str:
-    """javascript/lorakit.js as one function, for pages that do not load that folder themselves."""
-    return "() => {\n" + (ROOT / "javascript" / "lorakit.js").read_text(encoding="utf-8") + "\n}"
+    """Every file of javascript/ as one function, for pages that do not load that folder themselves; with languages."""
+    parts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "javascript").glob("*.js"))]
+    localise = (Path(__file__).parent / "localise.js").read_text(encoding="utf-8").strip()
+    parts.append(f"{localise}({json.dumps(dictionaries())});")
+    return "() => {\n" + "\n".join(f"{{\n{part}\n}}" for part in parts) + "\n}"
+
+
+def dictionaries() -> dict[str, dict[str, str]]:
+    """{language: {English: its words}} of localizations/, as the webui reads them."""
+    files = sorted((ROOT / "localizations").glob("*.json"))
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 def page_style() -> str:

@@ -168,6 +168,15 @@ def test_masks_go_with_their_picture(folder: Path, build: Build) -> None:
     assert masks is not None and torch.equal(masks, torch.ones(1, 1, 8, 8))
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.5])
+def test_a_mask_that_leaves_nothing_is_told(folder: Path, build: Build, floor: float) -> None:
+    told: list[str] = []
+    Image.new("L", (64, 64), 0).save(folder / "b-masklabel.png")
+    Image.new("L", (64, 64), 9).save(folder / "c-masklabel.png")
+    build(Watch(tell=told.append), masks="folder", mask_floor=floor)
+    assert [line.split(":")[0] for line in told if "black all over" in line] == ["b.jpg"]
+
+
 @pytest.mark.parametrize("cache", ["ram", "none"])
 def test_damage_in_the_middle_leaves_the_picture_out(folder: Path, build: Build, cache: str) -> None:
     whole = bytearray((folder / "a.png").read_bytes())
