@@ -103,16 +103,16 @@ def network_tensors(
 ) -> dict[str, Tensor]:
     """The tensors `write_network` writes, by kohya's names for the network's base version, embeddings included.
 
-    alpha stays float32, since it may be no round number.
+    alpha stays float32, since it may be no round number, and embeddings stay as they are: they are small, and equal to
+    those in files of their own.
     """
     layers = {key: layer.to_tensors() for key, layer in network.layers.items()}
     if names is not None:
         tensors = {f"{names[key]}.{name}": t for key, own in sorted(layers.items()) for name, t in own.items()}
     else:
         tensors = kohya_tensors(layers, base_version(network))
-    tensors |= embedding_tensors(network)
     keep = {name for name, t in tensors.items() if dtype is None or t.numel() == 1 or not t.is_floating_point()}
-    return {name: t if name in keep else t.to(dtype) for name, t in tensors.items()}
+    return {name: t if name in keep else t.to(dtype) for name, t in tensors.items()} | embedding_tensors(network)
 
 
 def kohya_tensors(layers: Mapping[LayerKey, Mapping[str, Tensor]], version: str) -> dict[str, Tensor]:

@@ -242,11 +242,12 @@ class TestSdxl:
         assert equal(network_tensors(back), network_tensors(network))
 
 
-def test_bundled_embeddings_travel_with_the_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_bundled_embeddings_travel_with_the_network(tmp_path: Path, dtype: torch.dtype | None) -> None:
     path = tmp_path / "x.safetensors"
     vectors = {"clip_l": torch.randn(2, 8), "clip_g": torch.randn(2, 12)}
     layer = Lora(torch.randn(4, 1), torch.randn(1, 4))
-    write_network(path, Network("x", {LayerKey("unet", Q): layer}, embeddings={"my.cat": vectors}))
+    write_network(path, Network("x", {LayerKey("unet", Q): layer}, embeddings={"my.cat": vectors}), dtype=dtype)
     back = read_network(path)
     assert (list(back.embeddings), back.unknown) == (["my.cat"], ())
     assert equal(dict(back.embeddings["my.cat"]), vectors)
