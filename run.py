@@ -223,6 +223,7 @@ def parser() -> argparse.ArgumentParser:
     ui.add_argument("--port", type=int, default=7866)
     ui.add_argument("--checkpoint", type=Path, metavar="FILE", help="an SD1.x checkpoint (default: the miniature)")
     ui.add_argument("--networks", type=Path, metavar="DIR", default=Path("outputs/networks"))
+    ui.add_argument("--api", action="store_true", help="let programs of this machine train by HTTP: docs/api.md")
     commands.add_parser("test", help="lint, types, import contracts and tests; further arguments go to pytest")
     return top
 
@@ -238,7 +239,7 @@ def inside(args: argparse.Namespace, rest: Sequence[str]) -> int:
         if args.command == "ui":
             from lib_lora.standalone.server import serve
 
-            serve(args.port, args.checkpoint, args.networks)
+            serve(args.port, args.checkpoint, args.networks, api=args.api)
             return 0
         from lib_lora.standalone.demo import run_demo
 

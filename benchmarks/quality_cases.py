@@ -20,6 +20,7 @@ SIZE = 128
 FIRST_TOY = 2**31  # the miniature's own toys have seeds below 2**30
 SUBJECTS = 8
 PICTURES = {"subject": 8, "style": 12}  # to train on
+ROUNDS = {"subject": 2, "style": 1}  # pictures of each prompt: how alike a toy is differs more from noise to noise
 REFERENCES = {"subject": 6, "style": 2}  # held-out drawings: of the toy, and of each prompt's scene in the style
 TUNING = "toy-tuning"
 # What is asked of the subject: background, size, position; each attribute that is named is looked for.
@@ -66,13 +67,14 @@ def subject_case(name: str) -> Case:
         draw_toy(background(s.background, SIZE, rng.getrandbits(30)), toy, pose_for(s, SIZE, rng))
         for s in ASKED[: REFERENCES["subject"]]
     )
-    prompts = tuple(words(scene, f"{TRIGGER} {TOY}") for scene in ASKED)
-    return Case(name, "subject", TOY, prompts, ASKED, (references,) * len(ASKED))
+    asked = ASKED * ROUNDS["subject"]
+    prompts = tuple(words(scene, f"{TRIGGER} {TOY}") for scene in asked)
+    return Case(name, "subject", TOY, prompts, asked, (references,) * len(asked))
 
 
 def style_case(name: str) -> Case:
     """A style, asked of scenes that are not among its training pictures."""
-    asked, _ = _style_scenes()
+    asked = _style_scenes()[0] * ROUNDS["style"]
     references = tuple(
         tuple(STYLES[name](render(scene, SIZE, 9000 + i)) for i in range(REFERENCES["style"])) for scene in asked
     )
@@ -87,6 +89,17 @@ def case_of(name: str) -> Case:
 def case_names(subjects: int = SUBJECTS, styles: int = len(STYLES)) -> list[str]:
     """Subjects first, then styles."""
     return [f"toy-{number}" for number in range(subjects)] + list(STYLES)[:styles]
+
+
+def turn_by_turn(names: Sequence[str]) -> list[str]:
+    """The cases with each style after two subjects, so that a run that is cut has some of both."""
+    styles = [name for name in names if name in STYLES]
+    subjects = [name for name in names if name not in STYLES]
+    mixed = []
+    while subjects or styles:
+        mixed += [*subjects[:2], *styles[:1]]
+        subjects, styles = subjects[2:], styles[1:]
+    return mixed
 
 
 def ordinary(count: int) -> list[tuple[Scene, str]]:

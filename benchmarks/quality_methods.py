@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ NETWORK, EMBEDDING, CHECKPOINT, HYPERNETWORK = "network", "embedding", "checkpoi
 class Method:
     """A method: the kind of file it makes, its learning rate, and settings that differ from the common ones.
 
-    `of` names another method whose run makes this one's file, called `file`.
+    `of` names another method whose run makes this one's file, called `file`. `longer`: how many times the common steps
+    are trained, for what is cheap to store and slow to learn.
     """
 
     rate: float
@@ -55,6 +56,7 @@ class Method:
     kind: str = NETWORK
     file: str = "trained.safetensors"
     of: str = ""
+    longer: int = 1
 
     @property
     def rate_key(self) -> str:
@@ -73,13 +75,13 @@ METHODS: Mapping[str, Method] = {
     "locon": _typed("locon", 4e-3),
     "loha": _typed("loha", 4e-3, network__rank=8, network__alpha=8.0, network__conv_rank=4, network__conv_alpha=4.0),
     "lokr": _typed("lokr", 1e-2, network__factor=8),
-    "ia3": _typed("ia3", 1e-1),
-    "glora": _typed("glora", 3e-3),
+    "ia3": _typed("ia3", 5e-2),
+    "glora": _typed("glora", 1e-3),
     "full": _typed("full", 1e-3),
     "norm": _typed("norm", 2e-2),
-    "dylora": _typed("dylora", 5e-3),
-    "oft": _typed("oft", 1e-2, network__rank=8),
-    "boft": _typed("boft", 1e-2, network__rank=8),
+    "dylora": replace(_typed("dylora", 5e-3), longer=2),  # a step trains a quarter of its ranks
+    "oft": _typed("oft", 1e-3, network__rank=8),
+    "boft": _typed("boft", 3e-4, network__rank=8),
     "dora": _typed("lora", 5e-3, network__dora=True),
     "rslora": _typed("lora", 1.25e-3, network__rslora=True),
     "lora+": _typed("lora", 4e-4, optimizer__lora_plus=16.0),
@@ -98,34 +100,44 @@ METHODS: Mapping[str, Method] = {
         },
         CHECKPOINT,
     ),
-    "textual inversion": Method(1e-2, {"method.name": "textual_inversion"}, EMBEDDING),
+    "textual inversion": Method(1e-2, {"method.name": "textual_inversion"}, EMBEDDING, longer=4),
     "pivotal tuning": Method(5e-3, {"method.name": "pivotal_tuning", "method.token_lr": 1e-2}),
-    "custom diffusion": Method(3e-3, {"method.name": "custom_diffusion", "method.token_lr": 1e-2}),
-    "hypernetwork": Method(3e-3, {"method.name": "hypernetwork"}, HYPERNETWORK, "trained.pt"),
+    "custom diffusion": Method(1e-3, {"method.name": "custom_diffusion", "method.token_lr": 1e-2}),
+    "hypernetwork": Method(1e-2, {"method.name": "hypernetwork"}, HYPERNETWORK, "trained.pt", longer=4),
 }
 
 
-def train_file(
-    model: Any, name: str, case: Case, folder: Path, seed: int, steps: int, rate: float | None = None
-) -> float | None:
+@dataclass(frozen=True)
+class Order:
+    """What to train with, and where: the pictures of the case are in `pictures`, latents are kept in `latents`."""
+
+    case: Case
+    pictures: Path
+    latents: Path
+    folder: Path
+    seed: int
+    steps: int
+    rate: float
+
+
+def train_file(model: Any, name: str, order: Order) -> float | None:
     """Train by our engine on `model`, which stays as it is; the products lie in `folder`. Returns the last loss."""
-    method = METHODS[name]
-    pictures = folder / "pictures"
-    case.write(pictures)
+    method, case, folder = METHODS[name], order.case, str(order.folder)
     job = make_job(
         {
             **COMMON,
-            "data.folder": str(pictures),
+            "data.folder": str(order.pictures),
+            "data.cache": "disk",
+            "data.cache_folder": str(order.latents),
             "data.class_word": case.class_word,
             "method.initial_word": case.class_word or "drawing",
-            method.rate_key: method.rate,
             **method.settings,
-            **({} if rate is None else {method.rate_key: rate}),
-            "training.steps": steps,
-            "training.seed": seed,
-            "output.folder": str(folder / "runs"),
+            method.rate_key: order.rate,
+            "training.steps": order.steps,
+            "training.seed": order.seed,
+            "output.folder": f"{folder}/runs",
             "output.name": "trained",
-            **{f"output.{kind}_folder": str(folder) for kind in (NETWORK, EMBEDDING, CHECKPOINT, HYPERNETWORK)},
+            **{f"output.{kind}_folder": folder for kind in (NETWORK, EMBEDDING, CHECKPOINT, HYPERNETWORK)},
         }
     )
     return train(job, model).loss

@@ -6,19 +6,20 @@ the same rank, layers, rate, batch and steps as ours; each peer attaches, initia
 
 from __future__ import annotations
 
+import copy
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.quality_cases import Case
-from benchmarks.quality_methods import BATCH, COMMON, DECAY, GAMMA, METHODS, WARMUP
-from lib_lora.miniature.place import checkpoint_path
-from lib_lora.models.checkpoint import load_checkpoint
+from benchmarks.quality_methods import BATCH, COMMON, DECAY, GAMMA, METHODS, WARMUP, Order
+from lib_lora.files.tensors import read_tensors
 from lib_lora.train.images import open_picture
 
 PEERS: Mapping[str, str] = {  # by the method of ours that each is compared with
@@ -34,26 +35,24 @@ ATTENTION = ["Transformer2DModel"]
 CONVOLUTIONS = ["ResnetBlock2D", "Downsample2D", "Upsample2D"]
 
 
-def train_peer(name: str, case: Case, folder: Path, seed: int, steps: int, rate: float | None = None) -> float:
-    """Train by a peer; the file is `folder`/trained.safetensors. Returns the last step's loss."""
-    model = load_checkpoint(checkpoint_path())
-    pictures = folder / "pictures"
-    case.write(pictures)
-    method = METHODS[PEERS[name]]
-    torch.manual_seed(seed)
+def train_peer(model: Any, name: str, order: Order) -> float:
+    """Train by a peer on a copy of `model`'s UNet; the file is trained.safetensors. Returns the last step's loss."""
+    unet = copy.deepcopy(model.unet)
+    order.folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(order.seed)
     network = None
     if name.startswith("peft"):
-        _peft_layers(model.unet, dora=name.endswith("dora"))
-        chosen = [p for p in model.unet.parameters() if p.requires_grad]
+        _peft_layers(unet, dora=name.endswith("dora"))
+        chosen = [p for p in unet.parameters() if p.requires_grad]
     else:
-        network = _lycoris(model.unet, name.split()[1], {**COMMON, **method.settings})
+        network = _lycoris(unet, name.split()[1], {**COMMON, **METHODS[PEERS[name]].settings})
         chosen = list(network.parameters())
-    loss = _loop(model, pictures, chosen, steps, method.rate if rate is None else rate)
-    file = folder / "trained.safetensors"
+    loss = _loop(unet, _cached(model, order), chosen, order)
+    file = order.folder / "trained.safetensors"
     if network is not None:
         network.save_weights(str(file), torch.float16, None)
     else:
-        _save_peft(model.unet, file)
+        _save_peft(unet, file)
     return loss
 
 
@@ -98,28 +97,28 @@ def _lycoris(unet: Any, algo: str, settings: Mapping[str, Any]) -> Any:
     return network
 
 
-def _loop(model: Any, pictures: Path, chosen: list[Any], steps: int, rate: float) -> float:
+def _loop(unet: Any, data: tuple[Tensor, Tensor], chosen: list[Any], order: Order) -> float:
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
     from torch.nn.functional import mse_loss
 
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     ratio = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
-    moments, texts = _cached(model, pictures)
-    optimizer = torch.optim.AdamW(chosen, lr=rate, weight_decay=DECAY)
-    rates = get_scheduler("cosine", optimizer, num_warmup_steps=WARMUP, num_training_steps=steps)
-    order: list[int] = []
+    moments, texts = data
+    optimizer = torch.optim.AdamW(chosen, lr=order.rate, weight_decay=DECAY)
+    rates = get_scheduler("cosine", optimizer, num_warmup_steps=WARMUP, num_training_steps=order.steps)
+    queue: list[int] = []
     value = 0.0
-    for _ in range(steps):
-        while len(order) < BATCH:
-            order += torch.randperm(len(texts)).tolist()
-        batch, order = order[:BATCH], order[BATCH:]
+    for _ in range(order.steps):
+        while len(queue) < BATCH:
+            queue += torch.randperm(len(texts)).tolist()
+        batch, queue = queue[:BATCH], queue[BATCH:]
         mean, std = moments[batch].chunk(2, dim=1)
         latents = mean + std * torch.randn_like(std)
         noise = torch.randn_like(latents)
         times = torch.randint(0, len(ratio), (BATCH,))
         noisy = schedule.add_noise(latents, noise, times)
-        output = model.unet(noisy, times, encoder_hidden_states=texts[batch], return_dict=False)[0]
+        output = unet(noisy, times, encoder_hidden_states=texts[batch], return_dict=False)[0]
         weights = ratio[times].clamp(max=GAMMA) / ratio[times]
         loss = (mse_loss(output, noise, reduction="none").flatten(1).mean(1) * weights).mean()
         loss.backward()
@@ -131,12 +130,19 @@ def _loop(model: Any, pictures: Path, chosen: list[Any], steps: int, rate: float
     return value
 
 
-def _cached(model: Any, pictures: Path) -> tuple[Tensor, Tensor]:
-    """(moments of the latents, text states) of every picture."""
-    moments, texts = [], []
-    for path in sorted(pictures.glob("*.png")):
-        pixels = torch.from_numpy(np.asarray(open_picture(path).convert("RGB"), np.float32) / 127.5 - 1)
-        with torch.no_grad():
-            moments.append(model.encode_image(pixels.permute(2, 0, 1)[None]))
-            texts.append(model.encode_text([path.with_suffix(".txt").read_text(encoding="utf-8")]).states)
-    return torch.cat(moments), torch.cat(texts)
+def _cached(model: Any, order: Order) -> tuple[Tensor, Tensor]:
+    """(moments of the latents, text states) of every picture, kept beside our own latents."""
+    kept = order.latents / "peers.safetensors"
+    if not kept.is_file():
+        moments, texts = [], []
+        for path in sorted(order.pictures.glob("*.png")):
+            pixels = torch.from_numpy(np.asarray(open_picture(path).convert("RGB"), np.float32) / 127.5 - 1)
+            with torch.no_grad():
+                moments.append(model.encode_image(pixels.permute(2, 0, 1)[None]))
+                texts.append(model.encode_text([path.with_suffix(".txt").read_text(encoding="utf-8")]).states)
+        order.latents.mkdir(parents=True, exist_ok=True)
+        fresh = kept.with_suffix(f".{os.getpid()}.tmp")
+        save_file({"moments": torch.cat(moments), "texts": torch.cat(texts)}, fresh)
+        fresh.replace(kept)
+    tensors = read_tensors(kept)
+    return tensors["moments"], tensors["texts"]

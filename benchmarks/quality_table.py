@@ -1,9 +1,10 @@
-"""From the recorded runs to a table: means, spread over seeds, lifts over the base, thresholds, ratios to peers."""
+"""From the recorded runs to a table: means, spread over seeds, lifts over the base, thresholds, peers."""
 
 from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -54,29 +55,35 @@ def summary(records: Sequence[Record], kind: str) -> list[dict[str, Any]]:
             continue
         pairs = [(r, base[r["case"], r["seed"]]) for r in own]
         row: dict[str, Any] = {"method": name, "runs": len(own), "rate": own[0]["rate"], "steps": own[0]["steps"]}
-        for value in ("score", "prompt", "prior", "kept", "kept_class"):
-            row[value] = _mean(r[value] for r in own)
-            row[f"base {value}"] = _mean(b[value] for _, b in pairs)
+        for value in ("score", "prompt", "prior", "kept", "kept_class"):  # the last three are of some seeds only
+            row[value] = _mean(r[value] for r in own if value in r)
+            row[f"base {value}"] = _mean(b[value] for _, b in pairs if value in b)
         row["spread"] = pooled_spread(own)
         row["lift"] = row["score"] - row["base score"]
+        row["error"] = _error([r["score"] - b["score"] for r, b in pairs])
         row["needed"] = threshold(spread, len(own))
         row["passes"] = row["lift"] > row["needed"]
-        row["seconds"] = _mean(r["train_s"] for r in own)
+        row["cpu"] = _mean(r["cpu_s"] for r in own if "cpu_s" in r)
         rows.append(row)
     return rows
 
 
-def paired_ratio(records: Sequence[Record], peer: str) -> tuple[float, int]:
-    """Our method's lift divided by the peer's, over the (case, seed) both have; and how many these are."""
+def paired(records: Sequence[Record], ours: str, peer: str) -> dict[str, float]:
+    """Ours against a peer over the (case, seed) both have.
+
+    `ours`, `peer`: mean lifts; `difference` of the two and its standard `error` over these pairs, NaN for one pair;
+    `runs`: how many they are.
+    """
     found: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
     for record in records:
         found[record["method"]][record["case"], record["seed"]] = record["score"]
-    ours, theirs, base = found[PEERS[peer]], found[peer], found[BASE]
-    both = sorted(ours.keys() & theirs.keys() & base.keys())
+    both = sorted(found[ours].keys() & found[peer].keys() & found[BASE].keys())
     if not both:
-        return math.nan, 0
-    lift = sum(theirs[at] - base[at] for at in both)
-    return (sum(ours[at] - base[at] for at in both) / lift if lift else math.nan), len(both)
+        return {"runs": 0}
+    lifts = {name: [found[name][at] - found[BASE][at] for at in both] for name in (ours, peer)}
+    differences = [mine - other for mine, other in zip(lifts[ours], lifts[peer], strict=True)]
+    means = {"ours": _mean(lifts[ours]), "peer": _mean(lifts[peer]), "difference": _mean(differences)}
+    return {**means, "error": _error(differences), "runs": len(both)}
 
 
 def text_of(records: Sequence[Record]) -> str:
@@ -87,28 +94,35 @@ def text_of(records: Sequence[Record]) -> str:
         if rows:
             spread = pooled_spread([r for r in records if r["kind"] == kind])
             parts.append(_table(rows, kind, spread))
-    ratios = [(peer, *paired_ratio(records, peer)) for peer in PEERS]
-    lines = [f"| {PEERS[p]} | {p} | {ratio:.2f} | {count} |" for p, ratio, count in ratios if count]
+    pairs = [(peer, paired(records, PEERS[peer], peer)) for peer in PEERS]
+    lines = [
+        f"| {PEERS[peer]} | {peer} | {p['ours']:+.3f} | {p['peer']:+.3f} | {p['difference']:+.3f} "
+        f"| {_number(p['error'])} | {p['runs']} |"
+        for peer, p in pairs
+        if p["runs"]
+    ]
     if lines:
-        head = "| ours | peer | lift, ours / peer's | common runs |\n|---|---|---|---|\n"
-        parts.append(head + "\n".join(lines))
+        head = "| ours | peer | our lift | peer's | difference | its standard error | common runs |\n"
+        parts.append(head + "|---|---|---|---|---|---|---|\n" + "\n".join(lines))
     return "\n\n".join(parts) or "nothing recorded yet"
 
 
 def _table(rows: Sequence[Mapping[str, Any]], kind: str, spread: float) -> str:
-    head = (
-        f"{kind}: base {rows[0]['base score']:.3f}; spread over seeds, pooled, {spread:.4f}; a lift passes above "
-        f"{SURE:g} x {spread:.4f} x sqrt(2 / runs)\n\n"
-        "| method | lr | runs | score | spread | lift | needed | | prompt (base) | prior (base) | kept | class kept "
-        "| s |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n"
-    )
+    heads = ("method", "lr", "steps", "runs", "score", "spread", "lift", "its error", "needed", "", "prompt (base)")
+    heads += ("prior (base)", "kept", "class kept", "CPU s")
     lines = [
-        f"| {r['method']} | {r['rate']:g} | {r['runs']} | {r['score']:.3f} | {_number(r['spread'])} | {r['lift']:+.3f} "
-        f"| {_number(r['needed'])} | {_verdict(r)} | {r['prompt']:.2f} ({r['base prompt']:.2f}) "
-        f"| {r['prior']:.2f} ({r['base prior']:.2f}) | {r['kept']:.3f} | {r['kept_class']:.3f} | {r['seconds']:.0f} |"
-        for r in rows
+        f"{kind}: base {rows[0]['base score']:.3f}; spread over seeds, pooled, {spread:.4f}; a lift passes above "
+        f"{SURE:g} x {spread:.4f} x sqrt(2 / runs)\n",
+        f"| {' | '.join(heads)} |",
+        f"|{'---|' * len(heads)}",
     ]
-    return head + "\n".join(lines)
+    for r in rows:
+        both = (f"{r[value]:.2f} ({r[f'base {value}']:.2f})" for value in ("prompt", "prior"))
+        lift = (_number(r["spread"]), f"{r['lift']:+.3f}", _number(r["error"]), _number(r["needed"]), _verdict(r))
+        kept = (_number(r["kept"]), _number(r["kept_class"]), f"{r['cpu']:.0f}")
+        head = (r["method"], f"{r['rate']:g}", str(r["steps"]), str(r["runs"]), f"{r['score']:.3f}")
+        lines.append(f"| {' | '.join((*head, *lift, *both, *kept))} |")
+    return "\n".join(lines)
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
@@ -119,7 +133,13 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 def _mean(values: Iterable[float]) -> float:
     found = list(values)
-    return sum(found) / len(found)
+    return sum(found) / len(found) if found else math.nan
+
+
+def _error(differences: Sequence[float]) -> float:
+    """Standard error of the mean of paired differences; NaN for one."""
+    many = len(differences) > 1
+    return statistics.stdev(differences) / math.sqrt(len(differences)) if many else math.nan
 
 
 def _number(value: float) -> str:

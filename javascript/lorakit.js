@@ -1,21 +1,334 @@
-// Asks the server how training goes, by clicking the page's hidden refresh button: works with gradio's queue on or
-// off, and after a reload of the page.
+// Keeps the page as the server has it (see lib_lora/ui/live.py): presses a panel's hidden button to ask, and patches
+// what comes back into what is visible. Works with gradio's queue on or off, after a reload and a lost connection.
 (function () {
-    if (window.lorakitPolling) return;
-    const RUNNING_MS = 1500, IDLE_MS = 6000;
-    let last = 0;
+    if (window.lorakit) return;
+    const RUNNING_MS = 1500, IDLE_MS = 6000, ASIDE_MS = 3000, ASIDE_IDLE_MS = 15000, HIDDEN_MS = 10000, PROBE_MS = 3000;
+    const OTHERS_MS = 30000, ANSWER_MS = 6000, GIVE_UP_MS = 60000, ASK_MS = 5000, TICK_MS = 500, QUICK_MS = 60;
+    const panels = {};
+    let lost = false, probing = false, probed = 0, quick = null, rev = "";
 
-    function poll() {
-        const button = document.getElementById("lorakit_refresh");
-        const progress = document.getElementById("lorakit_progress");
-        const shown = progress && progress.offsetParent !== null && !document.hidden;
-        if (!button || !shown) return;
-        const running = window.lorakitBusy || progress.querySelector(".lk-running") !== null;
-        if (Date.now() - last < (running ? RUNNING_MS : IDLE_MS)) return;
-        last = Date.now();
-        window.lorakitBusy = false;
-        button.click();
+    function panel(name) {
+        if (!panels[name]) {
+            panels[name] = {beat: 0, sent: 0, answered: 0, waiting: false, acted: Infinity, todo: [], view: kept(name)};
+        }
+        return panels[name];
     }
 
-    window.lorakitPolling = setInterval(poll, 500);
+    function kept(name) {
+        try {
+            return JSON.parse(sessionStorage.getItem("lorakit_" + name)) || {};
+        } catch (error) {
+            return {};
+        }
+    }
+
+    function buttonOf(name) {
+        return document.getElementById(name === "running" ? "lorakit_refresh" : "lorakit_" + name + "_refresh");
+    }
+
+    function sources() {
+        return document.querySelectorAll("[data-lk-region]");
+    }
+
+    function root() {
+        return document.querySelector("#lorakit_progress .lk-progress");
+    }
+
+    // ---- asking
+
+    function request(name) { // called by gradio when the hidden button is pressed; what it sends
+        const one = panel(name), seen = {};
+        for (const source of sources()) {
+            if (source.dataset.lkPanel === name) seen[source.dataset.lkRegion] = source.dataset.lkMark;
+        }
+        one.beat += 1;
+        return JSON.stringify({beat: one.beat, seen: seen, view: one.view, do: one.todo.shift() || {}});
+    }
+
+    function ask(name) {
+        const button = buttonOf(name), one = panel(name);
+        if (!button) return;
+        if (!one.waiting) one.since = Date.now();
+        one.waiting = true;
+        one.sent = Date.now();
+        button.click();
+        hurry();
+    }
+
+    function act(name, what) {
+        const one = panel(name);
+        one.todo.push(what);
+        one.acted = one.beat + 1;
+        ask(name);
+    }
+
+    function rest(name) { // what was done in one panel may show in the others
+        panel(name).acted = Infinity;
+        for (const other of names()) if (other !== name) ask(other);
+    }
+
+    function names() {
+        return new Set(Array.from(sources(), (source) => source.dataset.lkPanel));
+    }
+
+    function look(name, what, keep) { // change what a panel looks at
+        const one = panel(name);
+        one.view = Object.assign({}, one.view, what);
+        if (keep) {
+            try {
+                sessionStorage.setItem("lorakit_" + name, JSON.stringify(one.view));
+            } catch (error) { /* private windows have none: then a reload forgets it */ }
+        }
+        ask(name);
+    }
+
+    function heard() { // which questions have been answered
+        for (const beat of document.querySelectorAll("[data-lk-beat]")) {
+            const one = panel(beat.dataset.lkPanel), number = Number(beat.dataset.lkBeat);
+            if (number && number !== one.heard) {
+                one.heard = number;
+                one.answered = Date.now();
+                if (number >= one.beat) one.waiting = false;
+                if (number >= one.acted) rest(beat.dataset.lkPanel);
+                if (lost) tellLost(false);
+            }
+        }
+    }
+
+    function due() {
+        const one = panel("running"), progress = root(), now = Date.now();
+        if (!buttonOf("running")) return;
+        if (one.waiting) {
+            if (now - one.sent > ANSWER_MS) probe();
+            if (now - one.sent > GIVE_UP_MS) one.waiting = false;
+            return;
+        }
+        const running = window.lorakitBusy || (progress && progress.dataset.state === "running");
+        const seen = progress && progress.offsetParent !== null;
+        let pause = running ? (seen ? RUNNING_MS : ASIDE_MS) : (seen ? IDLE_MS : ASIDE_IDLE_MS);
+        if (document.hidden) pause = Math.max(pause, HIDDEN_MS);
+        if (now - one.sent < pause) return;
+        window.lorakitBusy = false;
+        ask("running");
+    }
+
+    function others() { // panels that are busy by themselves, or that a change of the job concerns
+        const progress = root();
+        const now = progress ? ["state", "id", "waiting"].map((name) => progress.dataset[name]).join("|") : "";
+        const changed = now !== rev;
+        rev = now;
+        for (const name of names()) {
+            const one = panel(name);
+            if (name === "running") continue;
+            one.stale = one.stale || changed;
+            if (one.waiting && Date.now() - one.sent < ANSWER_MS) continue;
+            const busy = document.querySelector('[data-lk-busy="' + name + '"]');
+            const pause = busy ? RUNNING_MS : document.hidden || !progress || !progress.offsetParent ? Infinity : OTHERS_MS;
+            if (!one.stale && Date.now() - one.sent < pause) continue;
+            one.stale = false;
+            ask(name);
+        }
+    }
+
+    // An answer is overdue. A dead connection is told, and no question is asked in it: gradio would complain of each.
+    function probe() {
+        if (probing || Date.now() - probed < PROBE_MS) return;
+        probing = true;
+        probed = Date.now();
+        const stop = new AbortController();
+        const timer = setTimeout(() => stop.abort(), PROBE_MS * 2);
+        fetch(location.pathname, {method: "HEAD", cache: "no-store", signal: stop.signal}).then(() => {
+            if (lost) {
+                tellLost(false);
+                for (const one of Object.values(panels)) one.waiting = false;
+                ask("running");
+            }
+        }, () => tellLost(true)).finally(() => {
+            clearTimeout(timer);
+            probing = false;
+        });
+    }
+
+    function tellLost(is) {
+        lost = is;
+        let note = document.getElementById("lorakit_lost");
+        if (is && !note) {
+            const place = document.getElementById("lorakit_progress");
+            if (!place) return;
+            note = document.createElement("div");
+            note.id = "lorakit_lost";
+            note.className = "lk-message lk-bad";
+            note.setAttribute("role", "alert");
+            for (const text of ["Connection lost, trying again.", "Training goes on by itself."]) {
+                const span = document.createElement("span");
+                span.textContent = text;
+                note.append(span, " ");
+            }
+            place.parentElement.insertBefore(note, place);
+        } else if (!is && note) {
+            note.remove();
+        }
+    }
+
+    // ---- showing
+
+    function keyOf(node) {
+        return node.nodeType === Node.ELEMENT_NODE ? node.dataset.key : undefined;
+    }
+
+    // Change `live` as `was` changed to `now`. What translations, the reader or scripts did to `live` stays.
+    function patch(live, was, now) {
+        if (was.isEqualNode(now)) return live;
+        if (was.nodeName !== now.nodeName || was.nodeType !== Node.ELEMENT_NODE || keyOf(was) !== keyOf(now)) {
+            const fresh = document.importNode(now, true);
+            live.replaceWith(fresh);
+            return fresh;
+        }
+        for (const {name, value} of now.attributes) if (was.getAttribute(name) !== value) live.setAttribute(name, value);
+        for (const {name} of was.attributes) if (!now.hasAttribute(name)) live.removeAttribute(name);
+        children(live, was, now);
+        return live;
+    }
+
+    function children(live, was, now) {
+        const nodes = Array.from(live.childNodes), old = Array.from(was.childNodes);
+        if (nodes.length !== old.length) { // somebody else changed it: begin anew
+            live.replaceChildren(...Array.from(now.childNodes, (node) => document.importNode(node, true)));
+            return;
+        }
+        const free = new Set(old.keys());
+        const partner = Array.from(now.childNodes, (node) => {
+            for (const i of free) {
+                if (keyOf(old[i]) === keyOf(node) && old[i].nodeName === node.nodeName) {
+                    free.delete(i);
+                    return i;
+                }
+            }
+            return -1;
+        });
+        for (const i of free) nodes[i].remove();
+        partner.forEach((i, place) => {
+            const node = now.childNodes[place];
+            const made = i < 0 ? document.importNode(node, true) : patch(nodes[i], old[i], node);
+            if (live.childNodes[place] !== made) live.insertBefore(made, live.childNodes[place] || null);
+        });
+    }
+
+    function sync() {
+        for (const source of sources()) {
+            const view = document.querySelector('[data-lk-view="' + source.dataset.lkRegion + '"]');
+            if (!view || view.lkMark === source.dataset.lkMark) continue;
+            const parsed = document.createElement("template");
+            parsed.innerHTML = source.textContent; // our own HTML, in which the server has escaped what users wrote
+            const away = Array.from(view.querySelectorAll(".lk-lines, .lk-pics")).filter((one) => !atEnd(one));
+            if (view.lkFrom) {
+                children(view, view.lkFrom, parsed.content);
+            } else {
+                view.replaceChildren(document.importNode(parsed.content, true));
+            }
+            view.lkFrom = parsed.content;
+            view.lkMark = source.dataset.lkMark;
+            for (const one of view.querySelectorAll(".lk-lines, .lk-pics")) {
+                if (!away.includes(one)) one.scrollTo(one.scrollWidth, one.scrollHeight); // the newest is in sight
+            }
+            const told = view.querySelector(".lk-message");
+            if (told && source.dataset.lkRegion.endsWith("told")) told.scrollIntoView({block: "nearest"});
+            document.dispatchEvent(new CustomEvent("lorakit", {detail: source.dataset.lkRegion}));
+        }
+    }
+
+    function atEnd(one) { // scrolled to its end, or not seen yet
+        return one.scrollTop + one.clientHeight > one.scrollHeight - 8 && one.scrollLeft + one.clientWidth > one.scrollWidth - 8;
+    }
+
+    function hurry() { // look often until the answer is here
+        if (quick) return;
+        quick = setInterval(() => {
+            heard();
+            sync();
+            const slow = Object.values(panels).every((one) => !one.waiting || Date.now() - one.sent > ANSWER_MS);
+            if (slow) {
+                clearInterval(quick);
+                quick = null;
+            }
+        }, QUICK_MS);
+    }
+
+    function tick() {
+        heard();
+        sync();
+        if (lost) {
+            probe();
+        } else {
+            due();
+            others();
+        }
+    }
+
+    // ---- pressing
+
+    function panelOf(element) {
+        if (element.dataset.panel) return element.dataset.panel;
+        const view = element.closest("[data-lk-view]");
+        const source = view && document.querySelector('[data-lk-region="' + view.dataset.lkView + '"]');
+        return source ? source.dataset.lkPanel : "running";
+    }
+
+    function entered(element) { // the fields of the form around a button
+        const form = element.closest("[data-form]"), found = {};
+        if (!form) return found;
+        for (const field of form.querySelectorAll("[name]")) {
+            if (field.type === "checkbox") {
+                found[field.name] = found[field.name] || [];
+                if (field.checked) found[field.name].push(field.value);
+            } else {
+                found[field.name] = field.value;
+            }
+        }
+        return found;
+    }
+
+    function sure(button) { // asks for a second press where that is wanted
+        if (!button.dataset.ask) return true;
+        if (button.lkAsked) {
+            button.lkAsked();
+            return true;
+        }
+        const label = Array.from(button.childNodes), question = document.createElement("span"), more = document.createElement("span");
+        question.textContent = button.dataset.ask; // words of their own, so that they can be translated
+        more.textContent = button.dataset.askMore || "";
+        more.className = "notranslate";
+        button.replaceChildren(question, ...(more.textContent ? [" ", more] : []));
+        button.classList.add("lk-asked");
+        const back = () => {
+            clearTimeout(timer);
+            button.lkAsked = null;
+            button.classList.remove("lk-asked");
+            if (button.firstChild === question) button.replaceChildren(...label);
+        };
+        const timer = setTimeout(back, ASK_MS);
+        button.lkAsked = back;
+        return false;
+    }
+
+    function pressed(event) {
+        const button = event.target.closest && event.target.closest("[data-do], [data-set], [data-look], [data-close]");
+        if (!button || button.disabled || !sure(button)) return;
+        const name = panelOf(button);
+        if (button.dataset.do) act(name, Object.assign({fields: entered(button)}, JSON.parse(button.dataset.do)));
+        if (button.dataset.set) look(name, JSON.parse(button.dataset.set), true);
+        if (button.dataset.to) {
+            const place = document.getElementById(button.dataset.to);
+            if (place) place.scrollIntoView({block: "start"});
+        }
+    }
+
+    document.addEventListener("click", pressed);
+    document.addEventListener("toggle", (event) => { // an opened log begins at its end
+        for (const lines of event.target.querySelectorAll(".lk-lines")) lines.scrollTop = lines.scrollHeight;
+    }, true);
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) tick(); });
+    window.lorakit = {request, ask, act, look, panel, root, entered};
+    setInterval(tick, TICK_MS);
+    tick();
 })();

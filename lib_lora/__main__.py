@@ -12,7 +12,7 @@ from typing import NoReturn
 from lib_lora import __version__
 from lib_lora.errors import LoraError
 
-COMMANDS = ("train", "generate", "merge", "extract", "hypernet", "convert", "inspect")
+COMMANDS = ("train", "generate", "ui", "merge", "extract", "hypernet", "convert", "inspect")
 
 
 class _Parser(argparse.ArgumentParser):

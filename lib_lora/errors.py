@@ -49,3 +49,7 @@ class TrainingFailed(LoraError):
 
 class Cancelled(LoraError):
     """A run that the user stopped."""
+
+
+class Paused(Cancelled):
+    """A run that the user stopped for a while."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lib_lora.errors import WrongBaseModel
 from lib_lora.files.background import Background
@@ -17,6 +17,9 @@ from lib_lora.host.tag import LoraTag
 from lib_lora.host.webui import WebuiHost
 from lib_lora.patch.patcher import Patcher
 from lib_lora.runtime import Runtime
+
+if TYPE_CHECKING:
+    from lib_lora.ui.local_trainer import LocalTrainer
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,18 @@ class Lorakit:
         self.tag = LoraTag(self.host, Runtime(self.library, Patcher()), self.catalog)
         self.settings = self.tag.settings
         self.host.restore = self.tag.restore
+        self._trainer: LocalTrainer | None = None
+
+    @property
+    def trainer(self) -> LocalTrainer:
+        """Who trains; made when first asked for, as the webui's folders are known by then."""
+        if self._trainer is None:
+            from lib_lora.host.place import WebuiPlace
+            from lib_lora.ui.local_trainer import LocalTrainer
+
+            place = WebuiPlace(self.host, self.library, self.new_files, self.tag.neighbours.presets)
+            self._trainer = LocalTrainer(place)
+        return self._trainer
 
     def settle(self) -> None:
         """Own the tag if the settings say so and the loaded model is one we know; else the built-in owns it."""
@@ -76,6 +91,7 @@ class Lorakit:
             civitai.attach(self.webui.ui_extra_networks.extra_pages)
         else:
             page.add_api(app, self.catalog)
+        training_api(app, self)
         if not getattr(self.webui.shared.cmd_opts, "no_hashing", False):
             self.background.start()
 
@@ -89,7 +105,12 @@ class Lorakit:
         self.tag.texts.forget()
 
     def unload(self) -> None:
-        """Leave the model as its checkpoint made it, and the built-in as its script expects to find it."""
+        """Leave the model as its checkpoint made it, and the built-in as its script expects to find it.
+
+        A run in hand is paused: whoever comes next finds it, and goes on when the user says so.
+        """
+        if self._trainer is not None:
+            self._trainer.close()
         self.tag.close()
         self.builtin.leave()
         self.background.stop()
@@ -122,6 +143,15 @@ def register() -> type | None:
     callbacks.on_script_unloaded(kit.unload)
     callbacks.on_ui_tabs(lambda: _tab(kit))
     return _script_class(kit)
+
+
+def training_api(app: Any, kit: Lorakit) -> None:
+    """Training by HTTP, where the webui has its own API (--api, --nowebui), behind the same password."""
+    route = next((route for route in app.routes if getattr(route, "path", "") == "/sdapi/v1/sd-models"), None)
+    if route is not None:
+        from lib_lora.ui.api import add_api
+
+        add_api(app, kit.trainer, list(getattr(route, "dependencies", ())))
 
 
 def _tab(kit: Lorakit) -> list[tuple[Any, str, str]]:

@@ -14,6 +14,7 @@ from lib_lora.host.webui import WebuiHost
 from lib_lora.keys import versions
 from lib_lora.models.ldm_layers import version_of
 from lib_lora.train.config import JobConfig
+from lib_lora.train.control import Control
 from lib_lora.ui.service import BackgroundService
 
 log = logging.getLogger(__name__)
@@ -41,23 +42,23 @@ def make_service(host: WebuiHost, new_files: Callable[[], None]) -> BackgroundSe
     """The service of the Train tab. `new_files` is called after a run, so that tag and card know the new network."""
 
     def run(job: JobConfig, on_event: Callable[[Mapping[str, Any]], None], cancelled: Callable[[], bool]) -> Path:
-        _require_packages()
-        _require_allowed(host, job)
+        require_packages()
+        require_allowed(host, job)
         try:
-            file: Path = host.exclusive(lambda: _train(host, job, on_event, cancelled))
+            file: Path = host.exclusive(lambda: train_on(host, job, on_event, Control(cancelled)))
         except LoraError:
             raise
         except Exception as error:  # nobody would see it in this thread: the tab shows it, the console has the trace
             log.exception("training failed")
             raise TrainingFailed(f"{type(error).__name__}: {error}; the console shows where it happened") from error
         new_files()
-        _list_anew(host, job)
+        list_anew(host, job)
         return file
 
     return BackgroundService(run, lambda: base_name(host), lambda: defaults(host))
 
 
-def _list_anew(host: WebuiHost, job: JobConfig) -> None:
+def list_anew(host: WebuiHost, job: JobConfig) -> None:
     """Let the webui see what is no network; embeddings it looks for by itself."""
     webui, opts = host.webui, host.webui.shared.opts
     if job.method.name == "hypernetwork":
@@ -105,13 +106,17 @@ def _homes(host: WebuiHost) -> dict[str, Path]:
     return {"output.network_folder": host.network_folders()[0], **{key: Path(value) for key, value in given.items()}}
 
 
-def _train(
-    host: WebuiHost, job: JobConfig, on_event: Callable[[Mapping[str, Any]], None], cancelled: Callable[[], bool]
+def train_on(
+    host: WebuiHost,
+    job: JobConfig,
+    on_event: Callable[[Mapping[str, Any]], object],
+    control: Control,
+    resume: Path | None = None,
 ) -> Path:
     from lib_lora.train.engine import train
 
     state, model = host.webui.shared.state, host.model()
-    _require_loaded(job, model.source)
+    require_loaded(job, model.source)
 
     def tell(event: Mapping[str, Any]) -> None:
         kind, name = event.get("type"), job.output.name
@@ -122,11 +127,12 @@ def _train(
             state.textinfo = f"training {name}: {event['done']} of {event['total']} pictures are ready"
         on_event(event)
 
-    # The webui's own Interrupt button stops a run as well.
-    return train(job, model, on_event=tell, cancel=lambda: cancelled() or bool(state.interrupted)).file
+    # The webui's own Interrupt button pauses: it may have been meant for a picture, and reloading the UI presses it
+    control.pause_when(lambda: bool(state.interrupted))
+    return train(job, model, on_event=tell, cancel=control, resume=resume).file
 
 
-def _require_loaded(job: JobConfig, loaded: Path | None) -> None:
+def require_loaded(job: JobConfig, loaded: Path | None) -> None:
     """Raises BadConfig if the job is for another checkpoint than the loaded one."""
     wanted = job.base.checkpoint
     if wanted and (loaded is None or Path(os.path.expanduser(wanted)).resolve() != loaded.resolve()):
@@ -136,27 +142,42 @@ def _require_loaded(job: JobConfig, loaded: Path | None) -> None:
         )
 
 
-def _require_allowed(host: WebuiHost, job: JobConfig) -> None:
+def require_allowed(host: WebuiHost, job: JobConfig) -> None:
     """Raises BadConfig if others can reach the page and the job reads or writes outside of what they may use.
 
     Nor may they then name code to import.
     """
     if not host.exposed:
         return
-    home = host.data_folder().resolve()
-    shared = [home, *(folder.resolve() for folder in (*host.network_folders(), *_homes(host).values()))]
     for key, value in _paths(job):
-        folder = Path(os.path.expanduser(value)).resolve()
-        if not any(folder.is_relative_to(place) for place in (shared if key in SHARED else [home])):
-            raise BadConfig(
-                f"{key} = {value!r} is outside of {str(home)!r}, and this webui is open to others "
-                "(--listen, --share or --hide-ui-dir-config); use a folder in there"
-            )
+        allowed(host, value, key)
     if job.optimizer.name == "custom":
         raise BadConfig(
             "optimizer.name = 'custom' imports any code, and this webui is open to others (--listen, --share or "
             "--hide-ui-dir-config); use another optimizer"
         )
+
+
+def allowed(host: WebuiHost, path: str, what: str) -> Path:
+    """The path a user gave for the setting or field `what`, resolved.
+
+    Raises BadConfig for one that cannot be, or, if others can reach the page, that leads out of what they may use.
+    """
+    text = path.strip().strip("'\"")
+    try:
+        found = Path(os.path.expanduser(text)).resolve()
+        if not text:
+            raise ValueError("it is empty")
+    except (OSError, ValueError, RuntimeError) as error:  # NUL, halves of surrogate pairs, links in circles
+        raise BadConfig(f"{what} = {path!r} is not a path ({error}); give another") from None
+    home = host.data_folder().resolve()
+    shared = (folder.resolve() for folder in (*host.network_folders(), *_homes(host).values()))
+    if host.exposed and not any(found.is_relative_to(place) for place in (home, *(shared if what in SHARED else ()))):
+        raise BadConfig(
+            f"{what} = {path!r} is outside of {str(home)!r}, and this webui is open to others "
+            "(--listen, --share or --hide-ui-dir-config); use a folder in there"
+        )
+    return found
 
 
 def _paths(job: JobConfig) -> Iterator[tuple[str, str]]:
@@ -166,7 +187,7 @@ def _paths(job: JobConfig) -> Iterator[tuple[str, str]]:
     yield from ((key, path) for key, path in (*named, *of_concepts) if path)
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise TrainingFailed(

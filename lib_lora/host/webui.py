@@ -108,22 +108,23 @@ class WebuiHost:
         self.webui.shared.state.textinfo = message
         log.warning("%s", message)
 
-    def exclusive(self, job: Callable[[], Any]) -> Any:
+    def exclusive(self, job: Callable[[], Any], name: str = "LoRA training", prove: bool = True) -> Any:
         """Run `job` alone on the model: queue lock held, no network applied, everything restored and checked after it.
 
-        All of the checkpoint is covered: UNet, both text encoders, autoencoder. Raises WrongBaseModel if it is of
-        another kind, streamed (--medvram, --medvram-sdxl, --lowvram) or put aside in main memory.
+        All of the checkpoint is covered: UNet, both text encoders, autoencoder. `prove` that no weight was changed,
+        which takes a second per GB. Raises WrongBaseModel if it is of another kind, streamed (--medvram,
+        --medvram-sdxl, --lowvram) or put aside in main memory.
         """
         shared = self.webui.shared
         with self.webui.call_queue.queue_lock:
-            shared.state.begin(job="LoRA training")
+            shared.state.begin(job=name)
             try:
                 model = self.model()
                 require_in_place(model, self.webui.devices.device)
                 self.builtin.release()
                 self.restore()
                 replace_inference_tensors(model.model)
-                with self._plain_forward(model.model), unharmed(model.model):
+                with self._plain_forward(model.model), unharmed(model.model, prove):
                     with torch.inference_mode(False), torch.enable_grad():
                         return job()
             finally:

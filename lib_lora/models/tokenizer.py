@@ -29,14 +29,15 @@ SD1_TEXT_CONFIG: dict[str, Any] = {
 }
 
 
-def _alphabet() -> list[str]:
+def clip_alphabet() -> list[str]:
     """CLIP's printable stand-ins for the 256 bytes, in the order of its vocabulary."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     moved = [256 + i for i in range(256 - len(plain))]
     return [chr(code) for code in plain + moved]
 
 
-def _merge_lines() -> list[str]:
+def clip_merges() -> list[str]:
+    """The lines of CLIP's list of merges, in its order. Raises BadFile where the package open_clip is missing."""
     spec = importlib.util.find_spec("open_clip")
     places = list(spec.submodule_search_locations or ()) if spec else []
     for place in places:
@@ -73,8 +74,8 @@ def write_clip_folder(dest: Path, text_config: Mapping[str, Any]) -> Path:
     `text_config` (the fields of `CLIPTextConfig`). Returns `dest`. Raises BadFile if open_clip is missing.
     """
     dest.mkdir(parents=True, exist_ok=True)
-    merges = _merge_lines()
-    letters = _alphabet()
+    merges = clip_merges()
+    letters = clip_alphabet()
     pieces = letters + [f"{letter}</w>" for letter in letters] + [line.replace(" ", "") for line in merges]
     vocab = {piece: i for i, piece in enumerate([*pieces, START, END])}
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}

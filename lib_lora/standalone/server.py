@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ from lib_lora.patch.report import PatchReport
 from lib_lora.prompt import Moment, Presets, extract
 from lib_lora.runtime import Runtime
 from lib_lora.standalone.demo import CFG, MINIATURE_SETTINGS
+from lib_lora.standalone.place import StandalonePlace
 from lib_lora.train.config import JobConfig
 from lib_lora.train.engine import train
 from lib_lora.ui.generate_tab import Drawn, Picture
+from lib_lora.ui.local_trainer import LocalTrainer
 from lib_lora.ui.service import BackgroundService, Event
 
 ADDRESS = "127.0.0.1"
+STOP_PATIENCE = 60.0  # seconds that the last step may take
 MINIATURE_SIDE, SD1_SIDE = 128, 512  # pixels
 SD1_CFG = 7.0
 MINIATURE_RATES = (
@@ -55,6 +60,7 @@ class Standalone:
         self.runtime = Runtime(NetworkLibrary([self.folder]))
         self.lock = threading.Lock()
         self.trainer = BackgroundService(self.train, lambda: self.model.name, self.defaults)
+        self.jobs = LocalTrainer(StandalonePlace(self))
 
     def defaults(self) -> Mapping[str, Any]:
         """Settings of this host, laid over every preset."""
@@ -73,6 +79,16 @@ class Standalone:
             self.runtime.deactivate()
             return train(job, self.model, on_event=on_event, cancel=cancel).file
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Use the model to draw, with nobody else on it. Raises BadConfig while it trains."""
+        if not self.lock.acquire(timeout=0.5):
+            raise BadConfig("the model is busy training; pause or cancel the training, or wait for its end")
+        try:
+            yield
+        finally:
+            self.lock.release()
+
     def generate(self, picture: Picture) -> Drawn:
         """See `GenerateService.generate`."""
         presets = Presets.load(self.folder)
@@ -87,19 +103,23 @@ class Standalone:
             height=picture.size,
             batch=picture.batch,
         )
-        if not self.lock.acquire(timeout=0.5):
-            raise BadConfig(f"the model is busy ({self.trainer.status().state}); wait for training to end or cancel it")
-        try:
+        with self.alone():
             moment = Moment(0, request.steps)
             report: PatchReport = self.runtime.activate(self.model, requests, moment, request.seed)
             try:
                 pictures = sample(self.model, request, on_step=self.runtime.stepper(self.model))
             finally:
                 self.runtime.deactivate()
-        finally:
-            self.lock.release()
         skipped = [f"left out of the presets: {line}" for line in presets.skipped]
         return Drawn(pictures, "\n".join(filter(None, [report.summary(), *skipped])), report.complete)
+
+    def add_api(self, app: Any) -> None:
+        """Training by HTTP, for this machine."""
+        from fastapi import Depends
+
+        from lib_lora.ui.api import add_api, of_this_machine
+
+        add_api(app, self.jobs, [Depends(of_this_machine)])
 
     def networks(self) -> list[str]:
         """The names that can be written in a tag."""
@@ -114,16 +134,18 @@ class Standalone:
         return self.cfg
 
 
-def serve(
+def serve(  # noqa: PLR0913
     port: int,
     checkpoint: Path | None = None,
     networks: Path = Path("outputs/networks"),
     runs: Path = Path("outputs/runs"),
     *,
     block: bool = True,
+    api: bool = False,
 ) -> tuple[Standalone, Any]:
     """Serve the page on 127.0.0.1:`port`, until interrupted if `block`; the program and the gradio page.
 
+    With `api` programs of this machine can train by HTTP. What is trained when the page ends is paused.
     Raises BadConfig for a port that is taken, BadFile for a checkpoint that cannot be read.
     """
     from lib_lora.ui.page import build, launch
@@ -131,8 +153,26 @@ def serve(
     _require_free(port)
     program = Standalone(checkpoint, networks, runs)
     page = build(program, program.trainer)
-    launch(page, ADDRESS, port, block)
+    with _ended_by_signals() if block else nullcontext():
+        try:
+            launch(page, ADDRESS, port, block, program.add_api if api else None)
+        finally:
+            if block:
+                program.jobs.close(STOP_PATIENCE)
     return program, page
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """A service manager's SIGTERM ends the page as Ctrl-C does, so that what is trained is paused, not killed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _require_free(port: int) -> None:

@@ -110,8 +110,8 @@ def substitute_class(text: str, data: Data) -> str:
 
 
 def _changed(tags: list[str], data: Data, generator: torch.Generator) -> list[str]:
-    unwanted = {_name(tag) for tag in data.delete_tags}
-    tags = [tag for tag in tags if _name(tag) not in unwanted]
+    unwanted = {tag_name(tag) for tag in data.delete_tags}
+    tags = [tag for tag in tags if tag_name(tag) not in unwanted]
     kept, free = tags[: data.keep_tags], tags[data.keep_tags :]
     if data.shuffle:
         free = [free[place] for place in torch.randperm(len(free), generator=generator).tolist()]
@@ -120,7 +120,7 @@ def _changed(tags: list[str], data: Data, generator: torch.Generator) -> list[st
     return kept + free
 
 
-def _name(tag: str) -> str:
+def tag_name(tag: str) -> str:
     """What a tag says, without emphasis, case and the difference between _ and space."""
     found = _EMPHASIS.fullmatch(tag.strip())
     return tidy((found[1] if found else tag).replace("\\", "").replace("_", " ")).lower()

@@ -73,7 +73,9 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
+    """A folder of pictures that are learned alike."""
+
     folder: Path
     repeats: int
     phrase: str  # what to say where nothing else does
@@ -116,7 +118,7 @@ class _Reader:
         """Add the pictures of a concept."""
         data, before, skipped = subject.data, len(self._items), len(self._skipped)
         try:
-            for source in _sources(data):
+            for source in sources(data):
                 files = CaptionFiles(source.folder, data.captions in ("auto", "metadata"))
                 for path, size in self._pictures(list_pictures(source.folder)).items():
                     lines = _captions(path, source, data, files)
@@ -176,8 +178,8 @@ class _Reader:
         ]
 
 
-def _sources(data: Data) -> list[_Source]:
-    """The folder itself, or its sub-folders named 'N_words' if it has any."""
+def sources(data: Data) -> list[Source]:
+    """The folder itself, or its sub-folders named 'N_words' if it has any. Raises BadDataset, and OSError."""
     if not data.folder:
         raise BadDataset("data.folder = '' names no pictures; give the folder that holds them")
     folder = expanded(data.folder)
@@ -185,19 +187,19 @@ def _sources(data: Data) -> list[_Source]:
     if os.path.isdir(folder):
         named = [(path, _REPEATS.match(path.name)) for path in sorted(folder.iterdir()) if path.is_dir()]
         subs = [
-            _Source(path, int(m[1]), phrase or clean_name(m[2]), data.trigger or clean_name(m[2]))
+            Source(path, int(m[1]), phrase or clean_name(m[2]), data.trigger or clean_name(m[2]))
             for path, m in named
             if m and int(m[1]) > 0
         ]
         if subs:
-            return subs + ([_Source(folder, data.repeats, phrase, data.trigger)] if list_pictures(folder) else [])
+            return subs + ([Source(folder, data.repeats, phrase, data.trigger)] if list_pictures(folder) else [])
     match = _REPEATS.match(folder.name)
     words = clean_name(match[2]) if match else ""
     repeats = int(match[1]) if match and data.repeats == 1 and int(match[1]) > 0 else data.repeats
-    return [_Source(folder, repeats, phrase or words, data.trigger or words)]
+    return [Source(folder, repeats, phrase or words, data.trigger or words)]
 
 
-def _captions(path: Path, source: _Source, data: Data, files: CaptionFiles) -> tuple[str, ...]:
+def _captions(path: Path, source: Source, data: Data, files: CaptionFiles) -> tuple[str, ...]:
     """The captions to choose from at each visit, one at least; the lines of a caption file are such captions."""
     kinds = ("txt", "metadata", "trigger", "filename") if data.captions == "auto" else (data.captions,)
     wrap = FILEWORDS in data.template

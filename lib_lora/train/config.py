@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def fields() -> Iterator[Setting]:
 
 def find(key: str) -> Setting:
     """The setting called `section.name`, or `name` alone where only one section has it. Raises BadConfig."""
-    known = [item for item in fields() if key in (item.key, item.name)]
+    if key in _by_key():
+        return _by_key()[key]
+    known = [item for item in fields() if key == item.name]
     if len(known) == 1:
         return known[0]
     if known:
@@ -98,15 +101,20 @@ def make_job(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobCon
 
 def load_job(path: Path | str, overrides: Sequence[str] = ()) -> JobConfig:
     """The job of a TOML file, `key=value` overrides laid over. Raises BadConfig naming section.field."""
+    return make_job(values_of(read_toml(Path(path)), repr(str(path))), overrides)
+
+
+def values_of(tables: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The tables of a job file as `make_job` takes them. Raises BadConfig, calling the file `what`."""
     values: dict[str, Any] = {}
-    for section, table in read_toml(Path(path)).items():
+    for section, table in tables.items():
         if section == CONCEPT:
             values[CONCEPT] = table
             continue
         if section not in SECTIONS or not isinstance(table, Mapping):
-            raise BadConfig(f"[{section}] in {str(path)!r} is unknown; sections are {', '.join(SECTIONS)}")
+            raise BadConfig(f"[{section}] in {what} is unknown; sections are {', '.join(SECTIONS)}")
         values |= {f"{section}.{name}": value for name, value in table.items()}
-    return make_job(values, overrides)
+    return values
 
 
 def dump_job(job: JobConfig) -> str:
@@ -115,6 +123,11 @@ def dump_job(job: JobConfig) -> str:
     if job.concepts:
         tables[CONCEPT] = [dataclasses.asdict(concept) for concept in job.concepts]
     return dump_toml(tables)
+
+
+@cache
+def _by_key() -> Mapping[str, Setting]:
+    return {item.key: item for item in fields()}
 
 
 def _concepts(tables: Any) -> tuple[Concept, ...]:

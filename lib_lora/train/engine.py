@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from lib_lora.errors import Cancelled, LoraError, TrainingFailed
+from lib_lora.errors import Cancelled, LoraError, Paused, TrainingFailed
 from lib_lora.keys.layer_key import UNET
 from lib_lora.ports import DiffusionModel
 from lib_lora.train.checkpoint import load_state
 from lib_lora.train.config import JobConfig
+from lib_lora.train.control import Control
 from lib_lora.train.frozen import frozen
 from lib_lora.train.jobs import Event, Run, stamp, targets
 from lib_lora.train.optim import rate_factor, set_rates
@@ -45,15 +46,16 @@ def train(
     model: DiffusionModel,
     *,
     on_event: Callable[[Event], object] = lambda event: None,
-    cancel: Callable[[], bool] = lambda: False,
+    cancel: Callable[[], bool] | Control = lambda: False,
     resume: Path | str | None = None,
 ) -> Result:
     """Train what a job describes on `model`, whose weights, flags and hooks are afterwards as before.
 
-    `on_event` gets every event as it is written: "started", "step", "sample", "saved", then "finished", "failed" or
-    "cancelled". `cancel` is asked before every step, and while pictures are made ready. `resume` is a run's folder, to
-    go on from its state. Started as one of several processes (accelerate launch), only the first writes and tells.
-    Raises BadConfig or BadDataset before the first step, Cancelled, and TrainingFailed naming step and cause.
+    `on_event` gets every event as it is written: "started", "step", "sample", "saved", then "finished", "failed",
+    "cancelled" or "paused". `cancel` is asked before every step, and while pictures are made ready; a `Control` may
+    want other things too. `resume` is a run's folder, to go on from its state. Of several processes (accelerate launch)
+    only the first writes and tells, and what one is asked for all do. Raises BadConfig or BadDataset before the first
+    step, Cancelled, Paused, and TrainingFailed naming step and cause.
     """
     earlier = Run.open(resume) if resume is not None else None
     targets(job, earlier)
@@ -65,10 +67,10 @@ def train(
             stack.enter_context(run.locked())
         stack.enter_context(kept_rng())
         record = stack.enter_context(_Record(run, on_event if processes.first else _tell_nobody))
-        record.first_process = processes.first
+        record.first_process, record.control = processes.first, Control.of(cancel)
         stack.enter_context(kept_flags(job.training.deterministic))
         stack.enter_context(frozen(model, checkpointing=job.training.checkpointing, attention=job.base.attention))
-        watch = Watch(cancel, record.preparing, record.note)
+        watch = Watch(record.control, record.preparing, record.note)
         record.session = session = prepare(job, model, run.folder, processes, watch)
         session.started_at = run.began()
         if processes.first:
@@ -78,16 +80,19 @@ def train(
         if processes.first:
             run.write_job(job)  # only now: a job that does not fit the state must not hide the one that does
         record.started()
-        if session.method.strengths == (1.0,):  # once for all steps, then; hundreds of hooks cost time
-            stack.enter_context(session.attached())
-        return _loop(session, record, cancel)
+        return _loop(session, record)
 
 
-def _loop(session: Session, record: _Record, cancel: Callable[[], bool]) -> Result:
+def _loop(session: Session, record: _Record) -> Result:
+    always = session.method.strengths == (1.0,)  # hung on the model once for all steps; hundreds of hooks cost time
+    with session.attached() if always else nullcontext():
+        return _steps(session, record)
+
+
+def _steps(session: Session, record: _Record) -> Result:
     outputs, plan, loss = record.outputs, session.plan, None
     while record.step < plan.steps:
-        if session.processes.any(cancel()):
-            raise Cancelled(f"stopped at step {record.step} of {plan.steps}")
+        _heed(session, record)
         loss = _step(session, record)
         record.stepped(loss)
         if outputs is not None:
@@ -95,10 +100,27 @@ def _loop(session: Session, record: _Record, cancel: Callable[[], bool]) -> Resu
     if outputs is None:
         session.processes.wait()
         return Result(record.run.folder, record.run.folder, record.step, loss)
-    file = outputs.finish(record.step)
+    files = outputs.finish(record.step)
     session.processes.wait()
-    record.send(stamp("finished", step=record.step, steps=plan.steps, file=str(file)))
-    return Result(record.run.folder, file, record.step, loss)
+    facts = {"file": str(files[0]), "files": [str(file) for file in files]}
+    record.send(stamp("finished", step=record.step, steps=plan.steps, **facts))
+    return Result(record.run.folder, files[0], record.step, loss)
+
+
+def _heed(session: Session, record: _Record) -> None:
+    """Do what any process was asked for since the last step. Raises Cancelled or Paused."""
+    control, asked = record.control, session.processes.any
+    if not asked(control() or control.saving()):
+        return
+    if asked(control.saving()) and record.step:
+        control.saved()
+        if record.outputs is not None:
+            record.outputs.keep_asked(record.step)
+    where = f"at step {record.step} of {session.plan.steps}"
+    if asked(control.cancelled()):
+        raise Cancelled(f"stopped {where}")
+    if asked(control.paused()):
+        raise Paused(f"paused {where}")
 
 
 def _step(session: Session, record: _Record) -> float:
@@ -128,6 +150,7 @@ class _Record:
         self.step = self.first = 0
         self.rate = 0.0
         self.first_process = True
+        self.control = Control()
         self.whole = True  # False from the optimizer's step until that step is counted
         self._clock = time.monotonic()
         self._pace: float | None = None
@@ -193,8 +216,9 @@ class _Record:
         steps = self.session.plan.steps if self.session else 0
         saved = self._save(error)
         if isinstance(error, Cancelled):
-            message = f"{error}; resume to go on{saved}"
-            raise Cancelled(self._ended("cancelled", steps, message)) from None
+            paused = isinstance(error, Paused) or (self.session is None and self.control.paused())
+            message = self._ended("paused" if paused else "cancelled", steps, f"{error}; resume to go on{saved}")
+            raise (Paused if paused else Cancelled)(message) from None
         message = (str(error) if isinstance(error, LoraError) else _explain(error, self.step + 1)) + saved
         message = self._ended("failed", steps, message)
         if isinstance(error, TrainingFailed) or (isinstance(error, Exception) and not isinstance(error, LoraError)):
@@ -215,7 +239,7 @@ class _Record:
         try:
             told = f" (the state after step {self.step} is saved in {self.outputs.keep_state(self.step)})"
             what = "network"
-            if isinstance(error, Cancelled):
+            if isinstance(error, Cancelled) and not isinstance(error, Paused):
                 self.outputs.keep_products(self.step)
             return told
         except UNSAVED as trouble:

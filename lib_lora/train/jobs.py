@@ -16,17 +16,22 @@ from typing import IO, Any
 from lib_lora.errors import BadConfig
 from lib_lora.files.tensors import atomic_file
 from lib_lora.train.config import JobConfig, dump_job, load_job
+from lib_lora.train.locks import hold, let_go
 
 Event = dict[str, Any]
 JOB, EVENTS, LOCK, STATE = "job.toml", "events.jsonl", "run.lock", "state.safetensors"
-ENDINGS = ("finished", "failed", "cancelled")
+NEXT = "next.toml"  # the job to go on with, until training has begun with it
+QUEUED = "queued"
+ENDINGS = ("finished", "failed", "cancelled", "paused")
+HOLD_PATIENCE = 0.5  # seconds: whoever only looks whether a run is held, holds it for a moment
 
 
 @dataclass(frozen=True)
 class Status:
     """Where a run stands.
 
-    `state` is "new", "running", "finished", "failed", "cancelled", or "interrupted" for a process that died.
+    `state` is "new", "queued", "running", "paused", "finished", "failed", "cancelled", or "interrupted" for a process
+    that died.
     `eta_s` is in seconds. `file` is the finished network, `message` what went wrong.
     """
 
@@ -90,18 +95,30 @@ class Run:
         with atomic_file(self.folder / JOB) as file:
             file.write(dump_job(job).encode())
 
+    def planned(self) -> JobConfig:
+        """The job to train next: the one that was planned, or else the folder's own."""
+        return load_job(self.folder / NEXT) if (self.folder / NEXT).is_file() else self.job()
+
+    def plan(self, job: JobConfig | None) -> None:
+        """Go on with another job the next time; None: with the folder's own."""
+        if job is None:
+            (self.folder / NEXT).unlink(missing_ok=True)
+            return
+        with atomic_file(self.folder / NEXT) as file:
+            file.write(dump_job(job).encode())
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; the system lets go when the process dies. Raises BadConfig if it is held."""
         with (self.folder / LOCK).open("a+b") as file:
-            if not _lock(file):
+            if not _hold(file):
                 raise BadConfig(f"run {str(self.folder)!r} is being trained already; wait for it or cancel it")
             try:
                 self._mend_events()
                 self._clear()
                 yield
             finally:
-                _unlock(file)
+                let_go(file)
 
     def is_held(self) -> bool:
         """Whether a living process is training this run."""
@@ -109,9 +126,9 @@ class Run:
         if not path.exists():
             return False
         with path.open("a+b") as file:
-            free = _lock(file)
+            free = hold(file)
             if free:
-                _unlock(file)
+                let_go(file)
             return not free
 
     def append(self, event: Event) -> None:
@@ -128,7 +145,7 @@ class Run:
         if not path.exists():
             return []
         lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is not complete yet
-        return [event for line in lines if (event := _event(line)) is not None]
+        return [event for line in lines if (event := read_event(line)) is not None]
 
     def made(self, path: Path) -> bool:
         """Whether a file is one that this run finished, now or when it was shorter."""
@@ -140,7 +157,7 @@ class Run:
 
     def began(self) -> float:
         """When the run first started, in seconds since 1970; now, if it has not yet."""
-        return next((float(event["time"]) for event in self.events()), time.time())
+        return next((float(event["time"]) for event in self.events() if event["type"] != QUEUED), time.time())
 
     def status(self) -> Status:
         """Where the run stands, from its events."""
@@ -150,7 +167,7 @@ class Run:
             if event["type"] == "started":
                 known = {}
             known |= {name: event[name] for name in Status.__dataclass_fields__ if event.get(name) is not None}
-            state = event["type"] if event["type"] in ENDINGS else "running"
+            state = event["type"] if event["type"] in (QUEUED, *ENDINGS) else "running"
         if state == "running" and not self.is_held():
             state = "interrupted"
         return Status(**{**known, "state": state})
@@ -173,7 +190,7 @@ class Run:
 def list_runs(folder: Path | str) -> list[Run]:
     """The runs in a folder, newest first."""
     root = Path(folder)
-    found = [Run(path.parent) for path in root.glob(f"*/{JOB}")] if root.is_dir() else []
+    found = [Run(path.parent) for path in root.glob(f"[!.]*/{JOB}")] if root.is_dir() else []
     return sorted(found, key=lambda run: ((run.folder / JOB).stat().st_mtime, run.folder.name), reverse=True)
 
 
@@ -217,7 +234,7 @@ def stamp(kind: str, **facts: Any) -> Event:
     return {"type": kind, "time": round(time.time(), 3), **facts}
 
 
-def _event(line: bytes) -> Event | None:
+def read_event(line: bytes) -> Event | None:
     try:
         event = json.loads(line)
     except ValueError:
@@ -236,29 +253,10 @@ def _writable(folder: Path) -> bool:
     return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
 
 
-def _lock(file: IO[bytes]) -> bool:
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        else:
-            import fcntl
-
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+def _hold(file: IO[bytes]) -> bool:
+    until = time.monotonic() + HOLD_PATIENCE
+    while not hold(file):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
     return True
-
-
-def _unlock(file: IO[bytes]) -> None:
-    if os.name == "nt":
-        import msvcrt
-
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-    else:
-        import fcntl
-
-        fcntl.flock(file.fileno(), fcntl.LOCK_UN)

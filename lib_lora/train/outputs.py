@@ -26,6 +26,7 @@ class Outputs:
     def __init__(self, session: Session, run: Run, send: Callable[[Event], object]) -> None:
         self._session, self._run, self._send = session, run, send
         self._output = session.job.output
+        self._asked = {event["step"] for event in run.events() if event["type"] == "saved" and event.get("asked")}
         # The network in training is on already, no other can be: tags say nothing here. Bad ones are told at once.
         given = self._output.sample_prompts or tuple(filter(None, (c.sample_prompt for c in session.job.concepts)))
         self._prompts = [extract(prompt)[0].strip() for prompt in given]
@@ -37,11 +38,12 @@ class Outputs:
             self.sample(step)
         if _due(step, self._output.save_every) and not last:
             self.keep_products(step)
+            self._forget(step)
         if _due(step, self._output.state_every) and not last:
             self.keep_state(step)
 
-    def finish(self, step: int) -> Path:
-        """The main file of the finished run: in the run's folder, and in the folder that the job names for such."""
+    def finish(self, step: int) -> list[Path]:
+        """The files of the finished run, the main one first: where the job wants them, or in the run's folder."""
         self.keep_state(step)  # first: writing large files may take more memory than there is
         self._cover(step)
         products = self._write(self._run.folder, self._output.name, step)
@@ -54,7 +56,7 @@ class Outputs:
             files.append(target or made)
             if self._output.sidecar:
                 write_sidecar(self._session, product, files[-1], self._last_sample())
-        return files[0]
+        return files
 
     def _cover(self, step: int) -> None:
         """Draw what the card shows, if nothing was drawn yet; short memory costs the picture, not the run."""
@@ -65,11 +67,14 @@ class Outputs:
         except (torch.cuda.OutOfMemoryError, MemoryError) as error:
             self._send(stamp("note", message=f"no picture for the card: {str(error).partition(chr(10))[0]}"))
 
-    def keep_products(self, step: int) -> None:
-        """Write what the run makes as it is now into the run's checkpoints; remove older ones beyond `keep_last`."""
-        self._write(self._run.checkpoints, f"{self._output.name}-{step:06d}", step)
-        if self._output.keep_last and self._output.save_every:
-            self._forget(step)
+    def keep_products(self, step: int, **facts: Any) -> None:
+        """Write what the run makes as it is now into the run's checkpoints; `facts` are told with the files."""
+        self._write(self._run.checkpoints, f"{self._output.name}-{step:06d}", step, **facts)
+
+    def keep_asked(self, step: int) -> None:
+        """The same because the user asked for it: such files are not removed again."""
+        self._asked.add(step)
+        self.keep_products(step, asked=True)
 
     def keep_state(self, step: int) -> Path:
         """Write what resuming needs."""
@@ -101,7 +106,7 @@ class Outputs:
                 picture.save(file, "png")
             self._send(stamp("sample", step=step, prompt=prompt, picture=str(path)))
 
-    def _write(self, folder: Path, stem: str, step: int) -> tuple[Product, ...]:
+    def _write(self, folder: Path, stem: str, step: int, **facts: Any) -> tuple[Product, ...]:
         session = self._session
         products = session.method.products(session.job, stem)
         with session.best():
@@ -110,12 +115,15 @@ class Outputs:
             path = folder / product.name
             copied = folder == self._run.folder and product.target_folder(session.job)
             known = {"sha256": file_digest(path)} if copied else {}  # by which a copy is known as the run's own
-            self._send(stamp("saved", step=step, path=str(path), **known))
+            self._send(stamp("saved", step=step, path=str(path), **known, **facts))
         return products
 
     def _forget(self, step: int) -> None:
+        """Remove what was kept beyond `keep_last`, but for what the user asked for."""
         every, keep = self._output.save_every, self._output.keep_last
-        for old in range(step - every * keep, 0, -every):
+        for old in range(step - every * keep, 0, -every) if keep else ():
+            if old in self._asked:
+                continue
             names = self._session.method.products(self._session.job, f"{self._output.name}-{old:06d}")
             for product in names:
                 (self._run.checkpoints / product.name).unlink(missing_ok=True)

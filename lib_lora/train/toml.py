@@ -22,10 +22,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BadConfig(f"job file {str(path)!r} does not exist; give the path of a .toml file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfig(f"job file {str(path)!r} cannot be read ({error}); give the path of a .toml file") from None
+    return parse_toml(text, repr(str(path)))
+
+
+def parse_toml(text: str, what: str) -> dict[str, Any]:
+    """The tables of a text. Raises BadConfig, calling the text `what`, if it is not TOML."""
     try:
         return dict(_reader().loads(text))
-    except ValueError as error:
-        raise BadConfig(f"{str(path)!r} is not valid TOML: {error}; correct that line") from None
+    except (ValueError, RecursionError) as error:
+        raise BadConfig(f"{what} is not valid TOML: {error}; correct that line") from None
 
 
 def dump_toml(tables: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]]) -> str:

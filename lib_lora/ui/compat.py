@@ -43,6 +43,12 @@ def page_style() -> str:
     return (ROOT / "style.css").read_text(encoding="utf-8")
 
 
+def copy_button(component: Any) -> dict[str, Any]:
+    """The keyword that gives a textbox a copy button."""
+    known = inspect.signature(component.__init__).parameters
+    return {"show_copy_button": True} if "show_copy_button" in known else {"buttons": ["copy"]}
+
+
 def component(name: str) -> Any:
     """gradio's component class of this name."""
     import gradio

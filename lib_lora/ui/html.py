@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from lib_lora.ui.service import TrainStatus
+from lib_lora.ui.spoken import spoken
 
 WORDS = {
     "idle": "Ready",
@@ -68,7 +69,7 @@ def curve(losses: Sequence[float]) -> str:
 
 def message(text: str, bad: bool = False) -> str:
     """A line of text for the user; empty for no text."""
-    lines = "<br>".join(escape(line) for line in text.splitlines())
+    lines = "<br>".join(spoken(line) for line in text.splitlines())
     return f'<div class="lk-message{" lk-bad" if bad else ""}" role="alert">{lines}</div>' if text else ""
 
 

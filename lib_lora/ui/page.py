@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable
 from typing import Any
 
 from lib_lora.ui import generate_tab, train_tab
@@ -35,11 +36,15 @@ def build(generator: GenerateService, trainer: TrainService) -> Any:
     return page
 
 
-def launch(page: Any, address: str, port: int, block: bool) -> None:
-    """Serve the page; until interrupted if `block`."""
+def launch(page: Any, address: str, port: int, block: bool, then: Callable[[Any], None] | None = None) -> None:
+    """Serve the page; until interrupted if `block`. `then` gets the FastAPI app when it runs."""
     options: dict[str, Any] = {"server_name": address, "server_port": port, "share": False, "inbrowser": False}
     options |= page.lorakit_looks
     known = inspect.signature(page.launch).parameters
     if "show_api" in known:
         options["show_api"] = False
-    page.launch(**options, prevent_thread_lock=not block, quiet=not block)
+    app, *_ = page.launch(**options, prevent_thread_lock=True, quiet=not block)
+    if then is not None:
+        then(app)
+    if block:
+        page.block_thread()

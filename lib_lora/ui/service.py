@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lib_lora.errors import BadConfig, BadDataset, Cancelled, LoraError
+from lib_lora.errors import BadConfig, Cancelled, LoraError
 from lib_lora.train.captions import fill
 from lib_lora.train.config import JobConfig
+from lib_lora.train.folder import check_folder
 from lib_lora.train.jobs import targets
 from lib_lora.train.methods.registry import method_of
 from lib_lora.train.presets import PRESETS, preset_job
@@ -174,16 +174,3 @@ class BackgroundService:
     def _change(self, **values: Any) -> None:
         with self._lock:
             self._status = dataclasses.replace(self._status, **values)
-
-
-def check_folder(text: str) -> Path:
-    """The folder of pictures a user typed. Raises BadDataset saying what is wrong with it."""
-    cleaned = text.strip().strip("'\"")
-    if not cleaned:
-        raise BadDataset("the folder of pictures is empty; type or paste its path")
-    folder = Path(os.path.expanduser(cleaned))  # unlike Path's methods these raise for no text at all
-    if not os.path.exists(folder):
-        raise BadDataset(f"there is no folder {cleaned!r} on this machine; check the path")
-    if not os.path.isdir(folder):
-        raise BadDataset(f"{cleaned!r} is a file; give the folder that holds the pictures")
-    return folder

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lib_lora.train.config import JobConfig
+from lib_lora.train.history import Point, RunFacts, Sample
 
+__all__ = ["BaseFacts", "Point", "RunFacts", "Sample", "Settings", "TrainStatus", "Trainer"]
 Settings = Mapping[str, Any]  # {"section.name": value, "concept": [table, ...], "preset": name}
 
 
@@ -23,50 +25,6 @@ class BaseFacts:
     version: str
     resolution: int
     refused: str = ""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One step's figures; `smooth` is the loss's running mean."""
-
-    step: int
-    loss: float
-    smooth: float
-    lr: float
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A picture drawn on the way."""
-
-    step: int
-    prompt: str
-    path: Path
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """A run as the page lists it, read from its folder; `id` is the folder's name.
-
-    `state`: queued, running, paused, finished, failed, cancelled, or interrupted (its process died). `files` are what
-    the finished run made, `saved` what it kept on the way: {step: file}, oldest first. `can_resume`: there is a state.
-    """
-
-    id: str
-    folder: Path
-    name: str
-    method: str
-    state: str
-    made: float  # seconds since 1970
-    step: int = 0
-    steps: int = 0
-    loss: float | None = None
-    message: str = ""
-    files: tuple[Path, ...] = ()
-    saved: Mapping[int, Path] | None = None
-    samples: tuple[Sample, ...] = ()
-    points: tuple[Point, ...] = ()
-    can_resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +75,7 @@ class Trainer(Protocol):
         """The base model as it is loaded now; cheap."""
 
     def job(self, settings: Settings) -> JobConfig:
-        """The checked job of these settings: the host's defaults, then the preset's, then these. Raises LoraError."""
+        """The checked job of these settings: the preset's, then the host's defaults, then these. Raises LoraError."""
 
     def submit(self, settings: Settings) -> str:
         """Queue a job; it begins when nothing else is trained. Its id. Raises LoraError, with nothing queued."""
@@ -128,8 +86,12 @@ class Trainer(Protocol):
     def pause(self) -> str:
         """Stop after this step, with the state kept and the model free for drawing; the queue waits too."""
 
-    def resume(self, id: str = "") -> str:
-        """Go on with a paused, cancelled, failed or interrupted run (empty: the paused one) and with the queue."""
+    def resume(self, id: str = "", changes: Settings | None = None) -> str:
+        """Go on with a paused, cancelled, failed or interrupted run (empty: the paused one) and with the queue.
+
+        `changes` are settings to go on with in place of the run's own, e.g. a smaller batch, or for a finished run more
+        steps. Raises BadConfig for those that are not accepted; the run tells those that do not fit its state.
+        """
 
     def cancel(self, id: str = "") -> str:
         """End the job in hand after this step, its state kept; or take a waiting one (by id) out of the queue."""
@@ -152,8 +114,20 @@ class Trainer(Protocol):
     def forget(self, id: str) -> str:
         """Delete a run's folder (asked before by the page); never what is held, running or in another folder."""
 
-    def draw(self, prompts: Sequence[str], seed: int, steps: int, cfg: float, negative: str = "") -> Sequence[Any]:
-        """One PIL picture for each prompt, tags and all, in the usual size. Raises BadConfig while it trains."""
+    def draw(  # noqa: PLR0913
+        self,
+        prompts: Sequence[str],
+        seed: int,
+        steps: int,
+        cfg: float,
+        negative: str = "",
+        files: Mapping[str, Path] | None = None,
+    ) -> Sequence[Any]:
+        """One PIL picture for each prompt, tags and all, in the usual size. Raises BadConfig while it trains.
+
+        `files` are networks beside the host's own: {name in a tag: file}, e.g. of a run's checkpoints folder. The model
+        is as before afterwards.
+        """
 
     def allowed(self, path: str, what: str) -> Path:
         """The path of the user's own (`what` names the field), resolved. Raises BadConfig if this host forbids it."""

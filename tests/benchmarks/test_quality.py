@@ -7,20 +7,25 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import quality, quality_table
-from benchmarks.quality_cases import ASKED, SIZE, TRIGGER, TUNING, case_names, case_of, ordinary
+from benchmarks.quality_cases import ASKED, SIZE, TRIGGER, TUNING, case_names, case_of, ordinary, turn_by_turn
 from benchmarks.quality_methods import METHODS
 from benchmarks.quality_peers import PEERS
 from benchmarks.quality_scores import attributes, leak, prior_scores, prompt_score, target_score
 from benchmarks.quality_styles import STYLES, style_score
 from lib_lora.miniature.draw import background, draw_toy, pose_for, render
+from lib_lora.miniature.place import checkpoint_path
 from lib_lora.miniature.scenes import Scene
 from lib_lora.miniature.score import auc, subject_score
 from lib_lora.miniature.subjects import SUBJECTS, photograph
 from lib_lora.miniature.toys import Toy
+from lib_lora.models.checkpoint import load_checkpoint
+from lib_lora.models.sample import SampleRequest, sample
 from lib_lora.train.config import make_job
 
 
@@ -113,8 +118,23 @@ def test_the_issues_methods_are_all_there_and_peers_name_theirs() -> None:
     assert set(PEERS.values()) <= set(METHODS) and not set(PEERS) & set(METHODS)
 
 
+@pytest.mark.parametrize("name", ["lora", "peft lora", "lycoris lokr"])
+def test_one_step_of_ours_and_of_the_peers_makes_a_file_that_is_applied(name: str, tmp_path: Path) -> None:
+    if name in PEERS:
+        pytest.importorskip(name.split()[0])
+    model = load_checkpoint(checkpoint_path())
+    bench = quality.Bench(tmp_path, quality.Budget(1, 0, 0, 1, 0), 1, model)
+    before = {key: value.clone() for key, value in model.unet.state_dict().items()}
+    quality.run_method(bench, name, case_of("toy-0"), 0)
+    (record,) = quality_table.read_records(bench.results)
+    assert (record["method"], record["steps"], record["seed"]) == (name, 1, 0)
+    assert 0 < record["score"] < 1 and record["bytes"] > 10_000 and record["loss"] > 0
+    after = model.unet.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[key], value) for key, value in before.items())
+
+
 def _record(method: str, seed: int, score: float, case: str = "toy-0") -> dict[str, object]:
-    rest = dict.fromkeys(("prompt", "prior", "kept", "kept_class", "train_s"), 1.0)
+    rest = dict.fromkeys(("prompt", "prior", "kept", "kept_class", "cpu_s"), 1.0)
     return {
         "method": method,
         "case": case,
@@ -134,10 +154,55 @@ def test_the_table_by_hand() -> None:
     rows = {row["method"]: row for row in quality_table.summary(records, "subject")}
     assert rows["lora"]["lift"] == pytest.approx(0.21)
     assert rows["lora"]["needed"] == pytest.approx(3 * spread * math.sqrt(2 / 2))
+    assert rows["lora"]["error"] == pytest.approx(0.01)  # lifts 0.20 and 0.22
     assert rows["lora"]["passes"] and not rows["norm"]["passes"]
-    assert quality_table.paired_ratio(records, "peft lora") == (pytest.approx(2.1), 2)
+    compared = quality_table.paired(records, "lora", "peft lora")
+    assert (compared["ours"], compared["peer"], compared["runs"]) == (pytest.approx(0.21), pytest.approx(0.10), 2)
+    assert compared["difference"] == pytest.approx(0.11)
+    assert compared["error"] == pytest.approx(0.01)  # differences 0.10 and 0.12: s 0.01 sqrt 2, over sqrt 2
+    assert quality_table.paired(records, "lora", "peft dora") == {"runs": 0}
     text = quality_table.text_of(records)
-    assert "| lora |" in text and "pass" in text and "FAIL" in text and "| lora | peft lora | 2.10 | 2 |" in text
+    assert "| lora |" in text and "pass" in text and "FAIL" in text
+    assert "| lora | peft lora | +0.210 | +0.100 | +0.110 | 0.010 | 2 |" in text
+
+
+def test_what_was_not_drawn_at_every_seed_is_averaged_over_those_where_it_was() -> None:
+    first, second = _record("lora", 0, 0.6), _record("lora", 1, 0.6)
+    first["prior"] = 0.5
+    del second["prior"]
+    (row,) = quality_table.summary([_record("base", 0, 0.4), _record("base", 1, 0.4), first, second], "subject")
+    assert row["prior"] == 0.5 and row["runs"] == 2
+
+
+def test_wherever_a_run_is_cut_subjects_and_styles_have_had_their_turns() -> None:
+    assert turn_by_turn(["toy-0", "toy-1", "toy-2", "washed", "halftone"]) == [
+        *("toy-0", "toy-1", "washed", "toy-2", "halftone")
+    ]
+    assert sorted(turn_by_turn(case_names())) == sorted(case_names())
+
+
+def test_brief_decoding_changes_pictures_by_little_and_leaves_the_model_as_it_was() -> None:
+    model = load_checkpoint(checkpoint_path())
+    request = SampleRequest(("a red circle on gray",), steps=2, width=SIZE, height=SIZE)
+    (exact,) = sample(model, request)
+    with quality.brief_decoding(model):
+        (brief,) = sample(model, request)
+    far = np.abs(np.asarray(exact, int) - np.asarray(brief, int))
+    assert 0 < far.mean() < 1 and far.max() <= 16
+    assert sample(model, request)[0].tobytes() == exact.tobytes()
+
+
+def test_pictures_of_a_case_are_written_once_and_a_longer_method_gets_its_steps(tmp_path: Path) -> None:
+    bench = quality.Bench(tmp_path, quality.BUDGETS["quick"], 4, None)
+    case = case_of("toy-0")
+    first = bench.order("lora", case, 0, tmp_path / "work")
+    written = {path: path.stat().st_mtime_ns for path in first.pictures.iterdir()}
+    again = bench.order("peft lora", case, 1, tmp_path / "work")
+    assert again.pictures == first.pictures and again.rate == first.rate == METHODS["lora"].rate
+    assert {path: path.stat().st_mtime_ns for path in again.pictures.iterdir()} == written
+    longer = [name for name, method in METHODS.items() if method.longer > 1]
+    assert {name: bench.steps_of(name) for name in longer} == {name: 4 * METHODS[name].longer for name in longer}
+    assert bench.steps_of("lora") == bench.steps_of("peft lora") == 4 and bench.steps_of("base") == 0
 
 
 def test_without_repeated_seeds_nothing_is_decided() -> None:

@@ -12,15 +12,16 @@ import torch
 from lib_lora.errors import BadConfig
 from lib_lora.host.builtin import BuiltinLora
 from lib_lora.host.training import (
-    _list_anew,
-    _require_allowed,
-    _require_loaded,
-    _train,
     defaults,
+    list_anew,
+    require_allowed,
+    require_loaded,
     resolution_of,
+    train_on,
 )
 from lib_lora.host.webui import WebuiHost
 from lib_lora.train.config import make_job
+from lib_lora.train.control import Control
 
 
 @pytest.fixture
@@ -36,13 +37,13 @@ def test_an_exposed_webui_trains_only_on_folders_of_its_own(
     inside, elsewhere = make_job(ours), str(tmp_path_factory.mktemp("written"))
     outside = make_job({"data.folder": str(tmp_path_factory.mktemp("elsewhere"))})
     dotted = make_job({"data.folder": str(tmp_path / ".." / "elsewhere")})
-    _require_allowed(host, outside)
+    require_allowed(host, outside)
     setattr(webui.shared.cmd_opts, option, True)
-    _require_allowed(host, inside)
+    require_allowed(host, inside)
     written = [make_job({**ours, key: elsewhere}) for key in ("output.folder", "output.network_folder")]
     for job in (outside, dotted, *written):
         with pytest.raises(BadConfig, match="--listen"):
-            _require_allowed(host, job)
+            require_allowed(host, job)
 
 
 def test_jobs_of_this_host_write_where_the_tag_looks(host: WebuiHost, tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_no_setting_of_an_exposed_webui_names_a_place_outside(
     webui: Any, host: WebuiHost, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, key: str
 ) -> None:
     webui.shared.cmd_opts.hide_ui_dir_config = True
-    _require_allowed(host, make_job({**defaults(host), key: str(tmp_path / "mine")}))
+    require_allowed(host, make_job({**defaults(host), key: str(tmp_path / "mine")}))
     elsewhere = str(tmp_path_factory.mktemp("elsewhere"))
     concepts = [{"folder": elsewhere}], [{"folder": str(tmp_path), "class_folder": elsewhere}]
     for job in (
@@ -64,15 +65,15 @@ def test_no_setting_of_an_exposed_webui_names_a_place_outside(
         *(make_job({**defaults(host), "concept": concept}) for concept in concepts),
     ):
         with pytest.raises(BadConfig, match="elsewhere.*--listen"):
-            _require_allowed(host, job)
+            require_allowed(host, job)
 
 
 def test_an_exposed_webui_imports_no_optimizer_by_name(webui: Any, host: WebuiHost) -> None:
     job = make_job({**defaults(host), "optimizer.name": "custom", "optimizer.path": "torch.optim.NAdam"})
-    _require_allowed(host, job)
+    require_allowed(host, job)
     webui.shared.cmd_opts.disable_extension_access = True
     with pytest.raises(BadConfig, match="custom.*use another optimizer"):
-        _require_allowed(host, job)
+        require_allowed(host, job)
 
 
 def test_files_go_where_the_webui_looks_for_their_kind(webui: Any, host: WebuiHost, tmp_path: Path) -> None:
@@ -118,30 +119,30 @@ def test_the_resolution_is_the_checkpoints(webui: Any, host: WebuiHost, model: A
 def test_a_job_for_another_checkpoint_is_refused(host: WebuiHost, tmp_path: Path) -> None:
     loaded = tmp_path / "a.safetensors"
     for wanted in ("", str(loaded), str(tmp_path / "x" / ".." / "a.safetensors")):
-        _require_loaded(make_job({"base.checkpoint": wanted}), loaded)
+        require_loaded(make_job({"base.checkpoint": wanted}), loaded)
     for there in (loaded, None):
         with pytest.raises(BadConfig, match="is not the loaded checkpoint.*choose it at the top"):
-            _require_loaded(make_job({"base.checkpoint": str(tmp_path / "b.safetensors")}), there)
+            require_loaded(make_job({"base.checkpoint": str(tmp_path / "b.safetensors")}), there)
 
 
-def test_progress_is_shown_and_interrupt_stops(
+def test_progress_is_shown_and_interrupt_pauses(
     webui: Any, host: WebuiHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     events = [{"type": "preparing", "done": 1, "total": 3}, {"type": "step", "step": 2, "steps": 5}, {"type": "note"}]
     shown: list[Any] = []
 
-    def train(job: Any, model: Any, *, on_event: Any, cancel: Any) -> Any:
+    def train(job: Any, model: Any, *, on_event: Any, cancel: Any, resume: Any) -> Any:
         for event in events:
             on_event(event)
             shown.append(webui.shared.state.textinfo)
         before, webui.shared.state.interrupted = cancel(), True
-        assert (before, cancel()) == (False, True)
+        assert (before, cancel(), cancel.paused()) == (False, True, True)
         return SimpleNamespace(file=tmp_path / "n.safetensors")
 
     monkeypatch.setattr("lib_lora.train.engine.train", train)
     webui.shared.state.interrupted = False
     seen: list[Any] = []
-    assert _train(host, make_job({"output.name": "n"}), seen.append, lambda: False) == tmp_path / "n.safetensors"
+    assert train_on(host, make_job({"output.name": "n"}), seen.append, Control()) == tmp_path / "n.safetensors"
     assert seen == events
     assert shown == ["training n: 1 of 3 pictures are ready", *["training n: step 2 of 5"] * 2]
     assert (webui.shared.state.sampling_step, webui.shared.state.sampling_steps) == (2, 5)
@@ -158,6 +159,6 @@ def test_a_finished_checkpoint_or_hypernetwork_is_listed(webui: Any, host: Webui
     webui.sd_models.list_models = list_models
     for method, told in (("network", []), ("hypernetwork", ["hypernetworks"]), ("dreambooth", ["checkpoints"])):
         webui.log.clear()
-        _list_anew(host, make_job({"method.name": method}))
+        list_anew(host, make_job({"method.name": method}))
         assert webui.log == told
     assert webui.shared.opts.data["sd_model_checkpoint"] == "mine", "the choice is kept"

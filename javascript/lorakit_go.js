@@ -1,0 +1,59 @@
+// Carries a tag to the prompt of txt2img (of Generate, on the page of our own), or to the clipboard.
+(function () {
+    if (window.lorakitGo) return;
+    window.lorakitGo = true;
+    const PROMPTS = ["#txt2img_prompt textarea", "#lorakit_prompt textarea"];
+
+    function tabOf(field) { // the button of the tab that a field lies in
+        if (typeof window.switch_to_txt2img === "function" && field.closest("#txt2img_prompt")) {
+            return {click: () => window.switch_to_txt2img()};
+        }
+        const tab = field.closest(".tabitem");
+        const labelled = tab && tab.getAttribute("aria-labelledby");
+        const own = labelled && document.getElementById(labelled);
+        if (own) return own;
+        const first = document.querySelector(".lorakit-page .tab-nav button, .tab-nav button, [role=tab]");
+        return first;
+    }
+
+    function send(tag, words) {
+        const field = PROMPTS.map((one) => document.querySelector(one)).find(Boolean);
+        if (!field) return;
+        const now = field.value.trim();
+        if (!now.includes(tag)) {
+            field.value = now ? now + " " + tag : (words + " " + tag).trim();
+            field.dispatchEvent(new Event("input", {bubbles: true}));
+        }
+        const tab = tabOf(field);
+        if (tab) tab.click();
+        field.focus();
+    }
+
+    async function copy(button) {
+        const text = button.dataset.copy;
+        try {
+            await navigator.clipboard.writeText(text);
+        } catch (error) { // not allowed, or no https: the old way
+            const area = document.createElement("textarea");
+            area.value = text;
+            document.body.append(area);
+            area.select();
+            document.execCommand("copy");
+            area.remove();
+            button.focus();
+        }
+        button.classList.add("lk-done");
+        setTimeout(() => button.classList.remove("lk-done"), 1500);
+    }
+
+    document.addEventListener("click", (event) => {
+        const button = event.target.closest && event.target.closest("[data-go], [data-copy]");
+        if (!button || button.disabled) return;
+        if (button.dataset.go) {
+            const what = JSON.parse(button.dataset.go);
+            send(what.tag, what.words);
+        } else {
+            copy(button);
+        }
+    });
+})();

@@ -1,0 +1,108 @@
+// What is told outside of the Train tab: a line above the Generate buttons, the share in the page's title, and a
+// notification when a run ends. All of it is read from the data attributes of the progress.
+(function () {
+    if (window.lorakitWatch) return;
+    window.lorakitWatch = true;
+    const ENDS = {finished: "Training has finished", failed: "Training failed", interrupted: "Training was interrupted"};
+    const ASKING = "#lorakit_start, .lk-asks-notice";
+    const PLACES = ["#txt2img_actions_column", "#img2img_actions_column", "#lorakit_generate"];
+    const TITLE = /^\d+ % \u00b7 .*? \u2013 /;
+    let before = null;
+
+    function span(text, number) {
+        const element = document.createElement("span");
+        element.textContent = text;
+        if (number) element.className = "lk-number";
+        return element;
+    }
+
+    // Words and figures are nodes of their own, so that the words can be translated.
+    function banner(facts) {
+        const element = document.createElement("div");
+        element.className = "lorakit lk-banner";
+        element.setAttribute("role", "status");
+        const line = document.createElement("p");
+        line.append(span("LoRA kit is training"), " ", span(facts.name, true), ": ");
+        if (Number(facts.total)) {
+            line.append(span("step"), " ", span(facts.step, true), " ", span("of"), " ", span(facts.total, true));
+        } else {
+            line.append(span("preparing"));
+        }
+        if (facts.left) line.append(", ", span("time left:"), " ", span(facts.left, true));
+        line.append("; ", span("pictures wait until it ends."));
+        const pause = document.createElement("button");
+        pause.type = "button";
+        pause.className = "lk-button";
+        pause.textContent = "Pause training";
+        pause.addEventListener("click", () => {
+            pause.disabled = true;
+            window.lorakit.act("running", {do: "pause"});
+        });
+        element.append(line, pause);
+        return element;
+    }
+
+    function banners(facts) {
+        const training = facts && facts.state === "running";
+        const said = training ? [facts.name, facts.step, facts.total, facts.left].join("|") : "";
+        for (const selector of PLACES) {
+            const place = document.querySelector(selector);
+            if (!place) continue;
+            const inside = selector !== "#lorakit_generate";
+            const home = inside ? place : place.parentElement;
+            const old = home.querySelector(":scope > .lk-banner");
+            if (old && old.lkSaid === said) continue;
+            if (old && training) { // only the line changes: the button keeps the focus
+                old.firstElementChild.replaceWith(banner(facts).firstElementChild);
+                old.lkSaid = said;
+                continue;
+            }
+            if (old) old.remove();
+            if (training) {
+                const fresh = banner(facts);
+                fresh.lkSaid = said;
+                home.insertBefore(fresh, inside ? home.firstChild : place);
+            }
+        }
+    }
+
+    function title(facts) {
+        const bare = document.title.replace(TITLE, "");
+        const training = facts && facts.state === "running";
+        const said = training ? facts.percent + " % \u00b7 " + facts.name + " \u2013 " + bare : bare;
+        if (document.title !== said) document.title = said;
+    }
+
+    function notify(facts) {
+        const was = before;
+        before = facts ? {id: facts.id, state: facts.state} : null;
+        const ended = was && facts && was.id === facts.id && was.state === "running" && ENDS[facts.state];
+        const allowed = ended && "Notification" in window && Notification.permission === "granted";
+        if (!allowed) return;
+        try {
+            const note = new Notification(ENDS[facts.state] + ": " + facts.name, {
+                body: facts.state === "finished" ? facts.step + " steps" : facts.doing, tag: "lorakit-" + facts.id,
+            });
+            note.onclick = () => {
+                window.focus();
+                note.close();
+            };
+        } catch (error) {
+            console.info("LoRA kit: no notification,", error.message); // phones want a service worker
+        }
+    }
+
+    function update() {
+        const root = window.lorakit && window.lorakit.root(), facts = root ? Object.assign({}, root.dataset) : null;
+        banners(facts);
+        title(facts);
+        notify(facts);
+    }
+
+    document.addEventListener("click", (event) => {
+        if (!event.target.closest || !event.target.closest(ASKING) || !("Notification" in window)) return;
+        if (Notification.permission === "default") Notification.requestPermission();
+    }, true);
+    document.addEventListener("lorakit", (event) => { if (event.detail === "progress") update(); });
+    setInterval(update, 3000); // the webui writes its own title, and rebuilds parts of the page
+})();

@@ -1,0 +1,238 @@
+"""After a run: keep the best of what it saved on the way, delete the rest, tell the card, train on from there."""
+
+from __future__ import annotations
+
+import filecmp
+import io
+import json
+import math
+import os
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib_lora.errors import BadConfig, BadFile
+from lib_lora.files.tensors import atomic_file
+from lib_lora.train.config import JobConfig
+from lib_lora.train.jobs import Run
+from lib_lora.train.methods.base import NETWORK
+from lib_lora.train.methods.registry import method_of
+
+CHOICE = "choice.json"  # in the run's folder: which step is the network file now
+WEIGHT, ACTIVATION = "preferred weight", "activation text"
+PREVIOUS = ".previous.png"
+CONTINUED = ("network", "lcm", "slider", "image_slider")
+WHY_NOT = {
+    "dreambooth": "DreamBooth changes the whole model; load its checkpoint and train again to go on from it.",
+    "textual_inversion": "It trains words and no network; repeat the run with more steps instead.",
+    "hypernetwork": "A hypernetwork cannot be begun from a file; repeat the run with more steps instead.",
+}
+WORDS_ANEW = "Its words would begin anew; repeat the run with more steps instead."
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a run kept at one step: the main file first, and their size in bytes."""
+
+    step: int
+    files: tuple[Path, ...]
+    size: int
+
+
+def saved(run: Run, job: JobConfig, steps: Collection[int]) -> list[Saved]:
+    """What is there of these steps' files in the run's checkpoints, by step. Files elsewhere are never meant."""
+    found = []
+    for step in sorted(steps):
+        files = tuple(path for path in _checkpoint_files(run, job, step) if path.is_file() and not path.is_symlink())
+        if files:
+            found.append(Saved(step, files, sum(path.stat().st_size for path in files)))
+    return found
+
+
+def network_file(run: Run, job: JobConfig) -> Path | None:
+    """The run's finished main file, where the job wants it or else in the run's folder; None if there is none."""
+    own, target = _finished(run, job)[0]
+    return next((path for path in (target, own) if path is not None and path.is_file()), None)
+
+
+def tag_of(job: JobConfig) -> str:
+    """What a prompt says to use the main file."""
+    return method_of(job.method.name).products(job, job.output.name)[0].tag()
+
+
+def is_network(job: JobConfig) -> bool:
+    """Whether the main file is one that a tag with a strength applies."""
+    return method_of(job.method.name).products(job, job.output.name)[0].place == NETWORK
+
+
+def keep(run: Run, job: JobConfig, step: int, last: int) -> Path:
+    """Make the files kept at `step` the run's finished ones, atomically each; the main one.
+
+    What was the finished file stays in the checkpoints as that of step `last`, unless an equal one is there. Raises
+    BadConfig if a file is missing, or another's file is in the place.
+    """
+    sources, finished = _checkpoint_files(run, job, step), _finished(run, job)
+    for source, (_, target) in zip(sources, finished):
+        if not source.is_file():
+            raise BadConfig(f"{source.name!r} is no longer in {str(run.checkpoints)!r}; choose another step")
+        if target is not None and os.path.lexists(target) and not run.made(target):
+            raise BadConfig(f"{str(target)!r} is not this run's own file; move it away, then choose again")
+    stems = _checkpoint_files(run, job, last)
+    for (own, target), spare in zip(finished, stems):
+        _put_aside(own if own.is_file() else target, spare)
+    for source, (own, target) in zip(sources, finished):
+        for place in filter(None, (own, target)):  # the run's own first: by it the other is known as the run's
+            _copy(source, place)
+    _first_card(run, job)
+    facts = finished[0][0].stat()
+    with atomic_file(run.folder / CHOICE) as out:
+        out.write(json.dumps({"step": step, "size": facts.st_size, "time": facts.st_mtime_ns}).encode())
+    return finished[0][1] or finished[0][0]
+
+
+def kept(run: Run, job: JobConfig) -> int | None:
+    """The step that was chosen; None if the finished file is what training ended with, then or since."""
+    try:
+        choice, facts = json.loads((run.folder / CHOICE).read_bytes()), _finished(run, job)[0][0].stat()
+        same = (choice["size"], choice["time"]) == (facts.st_size, facts.st_mtime_ns)
+        step = choice["step"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return step if same and type(step) is int else None
+
+
+def delete(files: Sequence[Path], run: Run) -> int:
+    """Delete files of the run's checkpoints; how many there were. Raises BadConfig for any other file."""
+    home = run.checkpoints.resolve()
+    for path in files:
+        if path.parent.resolve() != home or path.resolve() == run.state.resolve():
+            raise BadConfig(f"{str(path)!r} is no network in {str(home)!r}; nothing was deleted")
+    there = [path for path in files if path.is_file()]
+    try:
+        for path in there:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise BadFile(f"{path.name!r} cannot be deleted ({error.strerror}); delete it by hand") from error
+    return len(there)
+
+
+def read_card(file: Path) -> dict[str, Any]:
+    """The card's facts beside a network file; empty if there are none. Raises BadFile if they cannot be read."""
+    facts = file.with_suffix(".json")
+    try:
+        found = json.loads(facts.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BadFile(f"{str(facts)!r} cannot be read ({error}); mend it or move it away") from error
+    if not isinstance(found, dict):
+        raise BadFile(f"{str(facts)!r} holds no card's facts; mend it or move it away")
+    return found
+
+
+def set_weight(file: Path, weight: Any) -> float:
+    """Write the preferred weight into the card's facts; all other fields stay. Raises BadConfig, BadFile."""
+    try:
+        value = float(str(weight).strip().replace(",", "."))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or not -10 <= value <= 10:
+        raise BadConfig(f"preferred weight = {weight!r} is not accepted; give a number from -10 to 10, e.g. 0.8")
+    _write_card(file, {**read_card(file), WEIGHT: value})
+    return value
+
+
+def preview_of(file: Path) -> Path | None:
+    """The card's picture, if there is one."""
+    from lib_lora.train.sidecar import PICTURES
+
+    places = (file.with_name(file.stem + ending) for ending in PICTURES)
+    return next((path for path in places if path.is_file()), None)
+
+
+def set_preview(file: Path, picture: Path) -> Path:
+    """Make a picture the card's. The one that was there first is kept as `.previous.png`. Raises BadFile."""
+    from PIL import Image
+
+    target, previous = file.with_suffix(".png"), file.with_name(file.stem + PREVIOUS)
+    try:
+        with Image.open(picture) as source:
+            out = io.BytesIO()
+            source.convert("RGB").save(out, "png")
+    except (OSError, ValueError) as error:
+        raise BadFile(f"{str(picture)!r} is no picture that can be read ({error}); choose another") from error
+    if target.is_file() and not previous.exists():
+        _copy(target, previous)
+    with atomic_file(target) as place:
+        place.write(out.getvalue())
+    return target
+
+
+def why_not_continue(job: JobConfig) -> str:
+    """Why training cannot go on from a file of this kind of run; empty if it can."""
+    method = job.method.name
+    return "" if method in CONTINUED else WHY_NOT.get(method, WORDS_ANEW)
+
+
+def continue_settings(settings: Mapping[str, Any], file: Path, name: str, steps: Any) -> dict[str, Any]:
+    """The settings of a run that goes on from a network file for so many steps, as a new network. Raises BadConfig."""
+    try:
+        count = int(str(steps).strip())
+    except ValueError:
+        raise BadConfig(f"steps = {str(steps)!r} is not accepted; give a whole number, e.g. 200") from None
+    more: dict[str, Any] = {"network.continue_from": str(file), "output.name": name.strip()}
+    return {**settings, **more, "training.steps": count, "training.epochs": None}
+
+
+def next_name(name: str, taken: Collection[str]) -> str:
+    """`name-more`, or `name-more-2`, ... : the first that is not taken."""
+    first = name if name.endswith("-more") else f"{name}-more"
+    numbered = (first if i == 1 else f"{first}-{i}" for i in range(1, len(taken) + 2))
+    return next(one for one in numbered if one not in taken)
+
+
+def _checkpoint_files(run: Run, job: JobConfig, step: int) -> list[Path]:
+    products = method_of(job.method.name).products(job, f"{job.output.name}-{step:06d}")
+    return [run.checkpoints / product.name for product in products]
+
+
+def _finished(run: Run, job: JobConfig) -> list[tuple[Path, Path | None]]:
+    """For each product: its place in the run's folder, and where the job wants a copy."""
+    products = method_of(job.method.name).products(job, job.output.name)
+    folders = [product.target_folder(job) for product in products]
+    copies = [Path(os.path.expanduser(folder)) / p.name if folder else None for folder, p in zip(folders, products)]
+    return [(run.folder / product.name, copy) for product, copy in zip(products, copies)]
+
+
+def _put_aside(now: Path | None, spare: Path) -> None:
+    """Keep a finished file under the name `spare`, unless one of the checkpoints is equal to it."""
+    if now is None or not now.is_file():
+        return
+    others = [path for path in spare.parent.glob(f"*{spare.suffix}") if path.is_file()]
+    if any(filecmp.cmp(now, other, shallow=False) for other in others):
+        return
+    number, place = 2, spare
+    while place.exists():
+        number, place = number + 1, spare.with_name(f"{spare.stem}-{number}{spare.suffix}")
+    _copy(now, place)
+
+
+def _first_card(run: Run, job: JobConfig) -> None:
+    """The card's facts of a run that was stopped before it wrote them."""
+    file = network_file(run, job)
+    if file is None or not is_network(job) or not job.output.sidecar or file.with_suffix(".json").exists():
+        return
+    words = f"{job.data.trigger} {job.data.class_word}".strip()
+    _write_card(file, {ACTIVATION: words, WEIGHT: 1.0, "negative text": "", "notes": ""})
+
+
+def _write_card(file: Path, facts: Mapping[str, Any]) -> None:
+    with atomic_file(file.with_suffix(".json")) as out:
+        out.write(json.dumps(dict(facts), indent=4, ensure_ascii=False).encode())
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_file(target) as out, source.open("rb") as file:
+        shutil.copyfileobj(file, out, 1 << 24)

@@ -1,0 +1,103 @@
+"""Draws a comparison in the background, picture by picture: it can be watched, stopped and looked at later."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib_lora.errors import BadConfig, LoraError
+from lib_lora.train.compare import Grid, prompt_with, write_sheet
+from lib_lora.ui.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Where the comparison in hand, or the latest one, stands. `message` is for people."""
+
+    run: str = ""
+    grid: str = ""
+    done: int = 0
+    total: int = 0
+    active: bool = False
+    message: str = ""
+
+
+class Comparer:
+    """Draws one comparison at a time."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._now = Drawing()
+
+    @property
+    def now(self) -> Drawing:
+        """Where it stands."""
+        with self._lock:
+            return self._now
+
+    def start(self, run: str, grid: Grid, files: Mapping[str, Path]) -> None:
+        """Draw a grid of the run; `files` by the grid's labels. Raises BadConfig while another is drawn."""
+        with self._lock:
+            if self._now.active:
+                raise BadConfig("a comparison is being drawn; wait for it or stop it")
+            self._stop.clear()
+            self._now = Drawing(run, grid.name, 0, len(grid.cells()), True)
+            self._thread = threading.Thread(target=self._work, args=(grid, dict(files)), daemon=True)
+            self._thread.start()
+
+    def stop(self) -> str:
+        """Stop after the picture in hand; what is drawn stays."""
+        self._stop.set()
+        return "Stopping after this picture." if self.now.active else "Nothing is being drawn."
+
+    def wait(self, seconds: float | None = None) -> Drawing:
+        """The state once the drawing has ended or the time is over."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return self.now
+
+    def _work(self, grid: Grid, files: Mapping[str, Path]) -> None:
+        message = "the comparison ended unexpectedly; the console shows why"
+        try:
+            try:
+                message = self._draw(grid, files)
+            finally:
+                if self.now.done:
+                    write_sheet(grid)
+        except LoraError as error:
+            log.warning("comparison: %s", error)
+            message = str(error)
+        finally:
+            self._change(active=False, message=message)
+
+    def _draw(self, grid: Grid, files: Mapping[str, Path]) -> str:
+        """Draw what is not drawn yet; what to tell in the end."""
+        named = {label: (f"lorakit-{row}", files[label]) for row, label in enumerate(grid.labels)}
+        base: dict[int, object] = {}  # strength 0: the same picture for every network
+        for done, cell in enumerate(grid.cells()):
+            if self._stop.is_set():
+                return f"Stopped after {done} of {len(grid.cells())} pictures."
+            name, path = named[cell.label]
+            picture = base.get(cell.table) if not cell.strength else None
+            if picture is None:
+                prompt = prompt_with(cell.prompt, name, cell.strength)
+                (picture,) = self._trainer.draw(
+                    [prompt], grid.seed, grid.steps, grid.cfg, grid.negative, files={name: path}
+                )
+            if not cell.strength:
+                base[cell.table] = picture
+            grid.add(cell, picture)
+            self._change(done=done + 1)
+        return f"The comparison is ready; it is also kept as {grid.sheet.name!r} in the run's folder."
+
+    def _change(self, **values: object) -> None:
+        with self._lock:
+            self._now = Drawing(**{**vars(self._now), **values})  # type: ignore[arg-type]

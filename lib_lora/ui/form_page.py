@@ -1,0 +1,257 @@
+"""What the form does, on plain values: reading and filling it, starting a job, beginning anew. No gradio in here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lib_lora.errors import BadConfig, LoraError
+from lib_lora.miniature.nets import TEXT_CONFIG, UNET_CONFIG
+from lib_lora.train.base_shapes import Widths
+from lib_lora.train.config import JobConfig, find, make_job
+from lib_lora.train.estimate import Estimator
+from lib_lora.train.machine import this_machine
+from lib_lora.train.preset_store import PERSONAL, PresetStore
+from lib_lora.train.presets import PRESETS
+from lib_lora.train.wizard import (
+    BEGINNINGS,
+    GOOD,
+    KINDS,
+    OF_VERSION,
+    QUALITIES,
+    SEVERAL,
+    SUBJECT,
+    Machine,
+    preset_for,
+    savings,
+    with_changes,
+    with_quality,
+)
+from lib_lora.ui import html
+from lib_lora.ui.form_state import Edits, Reading
+from lib_lora.ui.trainer import Settings, Trainer
+
+KIND_LABELS: Mapping[str, str] = dict(
+    zip(KINDS, ("A subject", "A style", "A single picture", "Several concepts"), strict=True)
+)
+QUALITY_LABELS: Mapping[str, str] = dict(zip(QUALITIES, ("Quick look", "Good", "Thorough"), strict=True))
+SMALL_SIDE = 128  # pixels: what only the miniature draws
+MINIATURE_VAE = 5_000_000  # numbers, about
+COUNT = 8  # values of the form
+_KEY = re.compile(r"\b([a-z]+\.[a-z_0-9]+)\b")
+Values = list[Any]  # folder, kind, quality, trigger, class word, name, steps, edits as JSON
+
+
+class FormPage:
+    """The form over a trainer."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._usual_bases, self._miniature = Estimator(), Estimator(miniature_widths())
+
+    @property
+    def estimator(self) -> Estimator:
+        """What knows the shapes of the base that is trained against."""
+        return self._miniature if self.trainer.base().resolution <= SMALL_SIDE else self._usual_bases
+
+    @property
+    def store(self) -> PresetStore:
+        """The user's own presets."""
+        return PresetStore(self.trainer.home() / "presets")
+
+    def machine(self) -> Machine:
+        """What would train."""
+        return this_machine(self.trainer.base().version)
+
+    # ---- reading and filling
+
+    def reading(self, values: Sequence[Any]) -> Reading:
+        """The form's values by name. Raises BadConfig if they are not the form's."""
+        if len(values) != COUNT:
+            raise BadConfig(f"the form sent {len(values)} values instead of {COUNT}; load the page again")
+        folder, kind, quality, trigger, class_word, name = (str(value or "") for value in values[:6])
+        kind = _named(KIND_LABELS, kind, SUBJECT)
+        edits = Edits.of_text(str(values[7] or ""), self._usual(kind, _named(QUALITY_LABELS, quality, GOOD)))
+        return Reading(
+            *(folder, kind, _named(QUALITY_LABELS, quality, GOOD), trigger, class_word, name),
+            steps=values[6],
+            edits=edits,
+            several=kind == SEVERAL,
+        )
+
+    def read(self, values: Sequence[Any]) -> Settings:
+        """The form's values as settings. Raises BadConfig naming the field that cannot be used."""
+        return self.reading(values).settings()
+
+    def fill(self, settings: Settings) -> Values:
+        """The form's values for settings, e.g. of an earlier run. Raises LoraError if they cannot be used."""
+        given = dict(settings)
+        preset = str(given.get("preset") or "")
+        given["preset"] = preset = preset if preset in PRESETS else next(iter(PRESETS))
+        job = self.trainer.job(given)
+        own = {key: value for key, value in given.items() if key in PERSONAL}
+        edits = Edits.of_job(job, preset, self.trainer.job({"preset": preset, **own}))
+        edits = replace(edits, restored=True, base=self.base_kind())
+        return self._values(job, self._kind(job, preset), GOOD, edits)
+
+    def base_kind(self) -> str:
+        """What of the base the settings depend on."""
+        facts = self.trainer.base()
+        return f"{facts.version} {facts.resolution}"
+
+    # ---- beginning
+
+    def begin(self, kind: str, quality: str) -> tuple[JobConfig, str, list[str]]:
+        """The job that a kind and a quality begin with on this machine, its preset, and what was changed to fit."""
+        machine = self.machine()
+        preset = preset_for(kind, machine.version)
+        job = self.trainer.job({"preset": preset})
+        job = with_changes(job, with_quality(job, quality))
+        changes = savings(job, machine, self.estimator)
+        return with_changes(job, changes), preset, list(changes)
+
+    def chosen(self, values: Sequence[Any]) -> Values:
+        """The form after kind or quality was chosen: what the user changed stays."""
+        form = self.reading(values)
+        job, preset, _ = self.begin(form.kind, form.quality)
+        edits, steps = form.edits.moved_to(job, preset, _steps_text(form.steps))
+        edits = replace(edits, base=self.base_kind())
+        if form.several and not edits.concepts:
+            first = {"folder": form.folder, "trigger": form.trigger, "class_word": form.class_word}
+            edits = replace(edits, concepts=(first, {}))
+        found = list(values)
+        found[6], found[7] = _number(steps), edits.as_text()
+        return found
+
+    def rebased(self, values: Sequence[Any]) -> Values | None:
+        """The form fitted to another base than it was begun for, what the user changed kept; None for the same base."""
+        form = self.reading(values)
+        kind, edits = self.base_kind(), form.edits
+        if not edits.base or edits.base == kind:
+            return None
+        if edits.preset in (*BEGINNINGS.values(), *OF_VERSION.values()):
+            return self.chosen(values)
+        job = self.trainer.job({"preset": edits.preset} if edits.preset in PRESETS else self.store.load(edits.preset))
+        edits, steps = edits.moved_to(job, edits.preset, _steps_text(form.steps))
+        return [*values[:6], _number(steps), replace(edits, base=kind).as_text()]
+
+    def preset_chosen(self, name: str, values: Sequence[Any]) -> tuple[Values, str]:
+        """The form with a preset's settings in every field of Advanced, and what to tell. Raises BadConfig."""
+        form = self.reading(values)
+        if name in PRESETS:
+            job, kind = self.trainer.job({"preset": name}), self._kind_of_preset(name, form.kind)
+        else:
+            job, kind = self.trainer.job(self.store.load(name)), form.kind
+        edits = replace(
+            Edits.of_job(job, name),
+            concepts=form.edits.concepts,
+            restored=form.edits.restored,
+            base=self.base_kind(),
+        )
+        replaced = len(form.edits.changed())
+        told = f"Preset {name!r} is set."
+        if replaced:
+            told += f" {replaced} settings that you had changed were replaced."
+        return [*_top(values, kind, GOOD), job.training.steps, edits.as_text()], told
+
+    def anew(self, kind: str, values: Sequence[Any], class_word: str | None = None) -> Values:
+        """The form begun anew for a kind; folder, trigger and name stay."""
+        job, preset, _ = self.begin(kind, GOOD)
+        edits = replace(Edits.of_job(job, preset), restored=True, base=self.base_kind())
+        found = [*_top(values, kind, GOOD), job.training.steps, edits.as_text()]
+        if class_word is not None:
+            found[4] = class_word
+        return found
+
+    def changed_by(self, changes: Mapping[str, Any], values: Sequence[Any]) -> Values:
+        """The form with some settings changed, as the user would have."""
+        form = self.reading(values)
+        job = make_job({key: value for key, value in form.settings().items() if key != "preset"} | dict(changes))
+        texts = Edits.of_job(job, form.edits.preset).values
+        found = list(values)
+        found[6] = job.training.steps
+        found[7] = replace(form.edits, values=texts).as_text()
+        return found
+
+    def restored(self, values: Sequence[Any]) -> str:
+        """The edits of remembered values, complete: what is new since then is as usual."""
+        return replace(self.reading(values).edits, restored=True).as_text()
+
+    # ---- starting
+
+    def start(self, values: Sequence[Any]) -> str:
+        """Submit the form: a message as HTML."""
+        try:
+            settings = self.read(values)
+            if settings["data.folder"]:
+                self.trainer.allowed(settings["data.folder"], "data.folder")
+            id = self.trainer.submit(settings)
+        except LoraError as error:
+            return told(error)
+        status = self.trainer.status()
+        name = str(settings["output.name"])
+        if id in status.waiting:
+            return html.message(f"{name!r} waits in the queue, as number {status.waiting.index(id) + 1}.")
+        return html.message(f"Training {name!r}.")
+
+    # ---- parts
+
+    def _usual(self, kind: str, quality: str) -> Edits:
+        job, preset, _ = self.begin(kind, quality)
+        return Edits.of_job(job, preset)
+
+    def _values(self, job: JobConfig, kind: str, quality: str, edits: Edits) -> Values:
+        data = job.data
+        top = [data.folder, KIND_LABELS[kind], QUALITY_LABELS[quality], data.trigger, data.class_word, job.output.name]
+        return [*top, job.training.steps, edits.as_text()]
+
+    def _kind(self, job: JobConfig, preset: str) -> str:
+        return SEVERAL if job.concepts else self._kind_of_preset(preset, SUBJECT)
+
+    @staticmethod
+    def _kind_of_preset(name: str, usual: str) -> str:
+        return next((kind for kind, preset in BEGINNINGS.items() if name.startswith(preset)), usual)
+
+
+def miniature_widths() -> Widths:
+    """The miniature's sizes."""
+    channels, text = tuple(UNET_CONFIG["block_out_channels"]), int(TEXT_CONFIG["hidden_size"])
+    return Widths("sd1", channels, int(UNET_CONFIG["cross_attention_dim"]), (text,), linear=False, vae=MINIATURE_VAE)
+
+
+def told(error: LoraError) -> str:
+    """An error as HTML; it says the field it is about, so that javascript goes there."""
+    key = field_of(str(error))
+    place = f'<span hidden data-lk-field="{key}"></span>' if key else ""
+    return html.message(str(error), bad=True) + place
+
+
+def field_of(text: str) -> str:
+    """The first setting a message names, as `section.name`; "" if there is none."""
+    for found in _KEY.findall(text):
+        try:
+            return find(found).key
+        except BadConfig:
+            continue
+    return ""
+
+
+def _top(values: Sequence[Any], kind: str, quality: str) -> Values:
+    found = list(values[:6])
+    found[1], found[2] = KIND_LABELS[kind], QUALITY_LABELS[quality]
+    return found
+
+
+def _named(labels: Mapping[str, str], label: str, usual: str) -> str:
+    """The kind or quality that a label stands for."""
+    return next((name for name, text in labels.items() if label in (name, text)), usual)
+
+
+def _steps_text(steps: Any) -> str:
+    return str(int(steps)) if isinstance(steps, (int, float)) and float(steps).is_integer() else str(steps)
+
+
+def _number(text: Any) -> Any:
+    return int(text) if str(text).isdigit() else text
