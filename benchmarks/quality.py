@@ -57,7 +57,7 @@ class Budget:
 
 
 BUDGETS = {
-    "quick": Budget(8, 6, 2, 40, 1, ("toy-0", "toy-1", "toy-2", "toy-3", "inverted", "outlined")),
+    "quick": Budget(8, 6, 2, 40, 1, ("toy-0", "toy-1", "inverted", "outlined")),
     "full": Budget(16, 20, 8, 200, 3),
     "tune": Budget(8, 0, 0, 40, 0),
 }

@@ -3,7 +3,7 @@
 (function () {
     if (window.lorakit) return;
     const RUNNING_MS = 1500, IDLE_MS = 6000, ASIDE_MS = 3000, ASIDE_IDLE_MS = 15000, HIDDEN_MS = 10000, PROBE_MS = 3000;
-    const OTHERS_MS = 30000, ANSWER_MS = 6000, GIVE_UP_MS = 60000, ASK_MS = 5000, TICK_MS = 500, QUICK_MS = 60;
+    const OTHERS_MS = 30000, SETTLED_MS = 4000, ANSWER_MS = 6000, GIVE_UP_MS = 60000, ASK_MS = 5000, TICK_MS = 500, QUICK_MS = 60;
     const panels = {};
     let lost = false, probing = false, probed = 0, quick = null, rev = "";
 
@@ -117,6 +117,7 @@
         const now = progress ? ["state", "id", "waiting"].map((name) => progress.dataset[name]).join("|") : "";
         const changed = now !== rev;
         rev = now;
+        if (changed) setTimeout(settle, SETTLED_MS);
         for (const name of names()) {
             const one = panel(name);
             if (name === "running") continue;
@@ -128,6 +129,15 @@
             one.stale = false;
             ask(name);
         }
+    }
+
+    function settle() { // some time after a change: what was told is old news, and folders are written by now
+        for (const name of names()) panel(name).stale = true;
+        const source = document.querySelector('[data-lk-region="told"]');
+        const view = document.querySelector('[data-lk-view="told"]');
+        if (!source || !view || view.querySelector(".lk-bad")) return;
+        source.dataset.lkMark = view.lkMark = "";
+        view.replaceChildren();
     }
 
     // An answer is overdue. A dead connection is told, and no question is asked in it: gradio would complain of each.

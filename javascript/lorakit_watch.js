@@ -9,6 +9,10 @@
     const TITLE = /^\d+ % \u00b7 .*? \u2013 /;
     let before = null;
 
+    function say(text) { // in the page's language: a notification is no text node that would be translated
+        return (window.localization || {})[text] || text;
+    }
+
     function span(text, number) {
         const element = document.createElement("span");
         element.textContent = text;
@@ -80,8 +84,8 @@
         const allowed = ended && "Notification" in window && Notification.permission === "granted";
         if (!allowed) return;
         try {
-            const note = new Notification(ENDS[facts.state] + ": " + facts.name, {
-                body: facts.state === "finished" ? facts.step + " steps" : facts.doing, tag: "lorakit-" + facts.id,
+            const note = new Notification(say(ENDS[facts.state]) + ": " + facts.name, {
+                body: facts.state === "finished" ? facts.step + " " + say("steps") : facts.doing, tag: "lorakit-" + facts.id,
             });
             note.onclick = () => {
                 window.focus();

@@ -156,10 +156,10 @@ def training_api(app: Any, kit: Lorakit) -> None:
 
 def _tab(kit: Lorakit) -> list[tuple[Any, str, str]]:
     """The Train tab, as the webui wants it: (blocks, title, element id)."""
-    from lib_lora.host.training import make_service
-    from lib_lora.ui.train_tab import build
+    from lib_lora.host.captioners import captioners
+    from lib_lora.ui.tab import build
 
-    return [(build(make_service(kit.host, kit.new_files)), "Train LoRA", "lorakit_train")]
+    return [(build(kit.trainer, lambda: captioners(kit.webui)), "Train LoRA", "lorakit_train")]
 
 
 def _script_class(kit: Lorakit) -> type:

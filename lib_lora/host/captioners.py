@@ -95,7 +95,7 @@ class _Base:
 class Blip(_Base):
     """A sentence, by BLIP alone: the part of the webui's CLIP interrogator that says what is seen."""
 
-    name = "BLIP: a sentence"
+    name = "BLIP (a sentence)"
 
     def downloads(self) -> str:
         """BLIP's weights, and CLIP's, which the webui always loads with them."""
@@ -115,7 +115,7 @@ class Blip(_Base):
 class Clip(Blip):
     """A sentence with artists, mediums and styles after it, as the webui's Interrogate CLIP button gives it."""
 
-    name = "CLIP: a sentence and styles"
+    name = "CLIP (a sentence and styles)"
 
     def downloads(self) -> str:
         """Lists of styles as well."""
@@ -129,7 +129,7 @@ class Clip(Blip):
 class DeepBooru(_Base):
     """Tags by DeepDanbooru, filtered as the webui's settings say, never with numbers in them."""
 
-    name = "DeepDanbooru: tags"
+    name = "DeepDanbooru (tags)"
 
     def downloads(self) -> str:
         """Its weights."""
@@ -152,7 +152,7 @@ class Tagger(_Base):
 
     def __init__(self, webui: Webui, name: str, tagger: Any) -> None:
         super().__init__(webui)
-        self.name = f"{name}: tags"
+        self.name = f"{name} (tags)"
         self.tagger = tagger
 
     def available(self) -> str:

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lib_lora.errors import BadConfig, LoraError, TrainingFailed
+from lib_lora.errors import BadConfig, TrainingFailed
 from lib_lora.host.webui import WebuiHost
 from lib_lora.keys import versions
 from lib_lora.models.ldm_layers import version_of
 from lib_lora.train.config import JobConfig
 from lib_lora.train.control import Control
-from lib_lora.ui.service import BackgroundService
 
 log = logging.getLogger(__name__)
 
@@ -36,26 +35,6 @@ PRIVATE = (
     "method.pairs_after",
     "output.folder",
 )
-
-
-def make_service(host: WebuiHost, new_files: Callable[[], None]) -> BackgroundService:
-    """The service of the Train tab. `new_files` is called after a run, so that tag and card know the new network."""
-
-    def run(job: JobConfig, on_event: Callable[[Mapping[str, Any]], None], cancelled: Callable[[], bool]) -> Path:
-        require_packages()
-        require_allowed(host, job)
-        try:
-            file: Path = host.exclusive(lambda: train_on(host, job, on_event, Control(cancelled)))
-        except LoraError:
-            raise
-        except Exception as error:  # nobody would see it in this thread: the tab shows it, the console has the trace
-            log.exception("training failed")
-            raise TrainingFailed(f"{type(error).__name__}: {error}; the console shows where it happened") from error
-        new_files()
-        list_anew(host, job)
-        return file
-
-    return BackgroundService(run, lambda: base_name(host), lambda: defaults(host))
 
 
 def list_anew(host: WebuiHost, job: JobConfig) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,8 @@ from lib_lora.prompt import Moment, Presets, extract
 from lib_lora.runtime import Runtime
 from lib_lora.standalone.demo import CFG, MINIATURE_SETTINGS
 from lib_lora.standalone.place import StandalonePlace
-from lib_lora.train.config import JobConfig
-from lib_lora.train.engine import train
 from lib_lora.ui.generate_tab import Drawn, Picture
 from lib_lora.ui.local_trainer import LocalTrainer
-from lib_lora.ui.service import BackgroundService, Event
 
 ADDRESS = "127.0.0.1"
 STOP_PATIENCE = 60.0  # seconds that the last step may take
@@ -59,7 +56,6 @@ class Standalone:
             raise BadConfig(f"--networks {str(networks)!r} cannot be used ({error}); name another folder") from error
         self.runtime = Runtime(NetworkLibrary([self.folder]))
         self.lock = threading.Lock()
-        self.trainer = BackgroundService(self.train, lambda: self.model.name, self.defaults)
         self.jobs = LocalTrainer(StandalonePlace(self))
 
     def defaults(self) -> Mapping[str, Any]:
@@ -72,12 +68,6 @@ class Standalone:
             "output.sample_every": 50,
             "output.sample_cfg": self.cfg,
         }
-
-    def train(self, job: JobConfig, on_event: Callable[[Event], None], cancel: Callable[[], bool]) -> Path:
-        """Run a job to its end on the shared model; the new file."""
-        with self.lock:
-            self.runtime.deactivate()
-            return train(job, self.model, on_event=on_event, cancel=cancel).file
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -152,7 +142,7 @@ def serve(  # noqa: PLR0913
 
     _require_free(port)
     program = Standalone(checkpoint, networks, runs)
-    page = build(program, program.trainer)
+    page = build(program, program.jobs)
     with _ended_by_signals() if block else nullcontext():
         try:
             launch(page, ADDRESS, port, block, program.add_api if api else None)

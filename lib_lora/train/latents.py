@@ -137,9 +137,7 @@ class Latents:
             self._watch.tell(f"{names}: no transparency to be a mask; these pictures count whole")
         if self._dark:
             names = ", ".join(sorted(self._dark))
-            self._watch.tell(
-                f"{names}: the mask is black all over; nothing is learned from these pictures"
-            )
+            self._watch.tell(f"{names}: the mask is black all over; nothing is learned from these pictures")
         return broken
 
     def _shots(self) -> list[Shot]:

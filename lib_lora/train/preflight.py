@@ -72,6 +72,8 @@ def _others(job: JobConfig, pictures: int) -> Iterator[str]:
         yield "Class pictures are on, but there is no class; say what the concept is one of."
     if job.training.zero_terminal_snr and job.base.prediction == "epsilon":
         yield "Zero terminal SNR needs a base that predicts v."
+    if job.training.epochs is not None:
+        yield "training.epochs decides how long it goes, not the steps above."
     saved = job.output.save_every
     if saved and saved > job.training.steps and job.training.epochs is None:
         yield "output.save_every is more than the steps; nothing is kept on the way."

@@ -207,10 +207,18 @@ def _problems(picture: Picture, resolution: int, twin: bool, shared: bool) -> tu
     return tuple(name for name, there in found.items() if there)
 
 
+def _holds_pictures(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
+    try:
+        return path.is_dir() and bool(list_pictures(path))
+    except OSError:  # somebody else's folder
+        return False
+
+
 def _advice(folder: Path, good: Sequence[Picture], resolution: int) -> Iterator[str]:
     if not good:
-        deep = any(list_pictures(path) for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        yield "nested" if deep else "none"
+        yield "nested" if any(_holds_pictures(path) for path in folder.iterdir()) else "none"
         return
     if len(good) < FEW:
         yield "few"

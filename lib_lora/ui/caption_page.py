@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lib_lora.errors import BadConfig, BadDataset, LoraError
+from lib_lora.errors import BadConfig, LoraError
 from lib_lora.train.absorb import absorbed
 from lib_lora.train.caption_edit import Edit, edited, tag_counts, tags_of
 from lib_lora.train.caption_ops import tag_name
@@ -20,10 +20,10 @@ from lib_lora.ui.captioners import MODES, Captioner, CaptionRun
 from lib_lora.ui.html_captions import mark
 from lib_lora.ui.html_parts import number, word
 from lib_lora.ui.html_pictures import state_of
+from lib_lora.ui.picture_page import folder_of
 from lib_lora.ui.trainer import Trainer
 
 PAGE = 12
-FIELD = "the folder of pictures"
 MAX_EDITS = 5_000_000  # signs of one message from the browser
 
 
@@ -103,11 +103,8 @@ class Captions:
         )
 
     def folder(self, text: str) -> Path:
-        """The folder a text names. Raises BadConfig if this host forbids it, BadDataset if there is none."""
-        path = self.trainer.allowed(text.strip().strip("'\""), FIELD)
-        if not path.is_dir():
-            raise BadDataset(f"there is no folder {text.strip()!r}; check the name")
-        return path
+        """See `picture_page.folder_of`."""
+        return folder_of(self.trainer, text)
 
     def save(self, message: str) -> Edits:
         """Save what was typed: [{"folder", "name", "was", "text", "n"}, ...] as JSON.

@@ -85,9 +85,13 @@ class _Parts:
                 self.kind = gr.Dropdown(
                     list(KINDS), value=next(iter(KINDS)), label="What to do", elem_id="lorakit_bulk"
                 )
-                self.text = gr.Textbox("", label="Text or tags", placeholder="sks dog", elem_id="lorakit_bulk_text")
+                self.text = gr.Textbox(
+                    "", label="Text or tags", placeholder="e.g. sks dog", elem_id="lorakit_bulk_text"
+                )
                 self.instead = gr.Textbox("", label="Instead of it (only to replace)", elem_id="lorakit_bulk_instead")
-                self.number = gr.Number(0, label="Tags kept (to sort or keep)", precision=0, elem_id="lorakit_bulk_number")
+                self.number = gr.Number(
+                    0, label="Tags kept (to sort or keep)", precision=0, elem_id="lorakit_bulk_number"
+                )
             with gr.Row():
                 self.look = gr.Button("Preview", elem_id="lorakit_bulk_preview")
                 self.apply = gr.Button("Change all", elem_id="lorakit_bulk_apply")
@@ -100,7 +104,7 @@ class _Parts:
         with gr.Accordion("What the trigger should absorb", open=False):
             gr.HTML(f'<div class="lk-view"><p class="lk-soft">{WHY_ABSORB}</p></div>')
             self.stays = gr.Textbox(
-                "", label="Trigger and class, which stay", placeholder="sks, dog", elem_id="lorakit_absorb_stays"
+                "", label="Trigger and class, which stay", placeholder="e.g. sks, dog", elem_id="lorakit_absorb_stays"
             )
             self.proposal = gr.HTML(elem_id="lorakit_absorb_tags")
             with gr.Column(elem_classes=["lk-hidden"]):
@@ -120,7 +124,7 @@ class _Parts:
                     list(MODES.values()), value=MODES["missing"], label="Which", elem_id="lorakit_mode"
                 )
                 self.begin = gr.Textbox(
-                    "", label="Begin each with", placeholder="sks dog", elem_id="lorakit_caption_begin"
+                    "", label="Begin each with", placeholder="e.g. sks dog", elem_id="lorakit_caption_begin"
                 )
             self.needs = gr.HTML(elem_id="lorakit_captioner_needs")
             with gr.Row():

@@ -65,8 +65,8 @@ def add(trainer: Trainer, folder: Any) -> Form:
     script = js_argument(train.click, START_SCRIPT)
     train.click(events.start, form.inputs, [message], **quiet, **script)
     queue.click(events.start, form.inputs, [message], **quiet, **script)
-    for choice in (parts.kind, parts.quality):
-        choice.input(events.chosen, form.inputs, form.inputs, **quiet)
+    parts.kind.input(events.kind, form.inputs, form.inputs, **quiet)
+    parts.quality.input(events.quality, form.inputs, form.inputs, **quiet)
     parts.suggest.click(events.suggest, [parts.trigger], [parts.trigger], **quiet)
     steps, state = parts.inputs[-2:]
     shown = [
@@ -120,7 +120,7 @@ def _fields(job: JobConfig, preset: str) -> _Parts:
             trigger_line = gr.HTML("", elem_id="lorakit_word_check")
         with gr.Column(scale=2, min_width=200):
             class_word = gr.Textbox(
-                label="Class", info="what it is one of; may stay empty", placeholder="dog", elem_id="lorakit_class"
+                label="Class", info="what it is one of; may stay empty", placeholder="e.g. dog", elem_id="lorakit_class"
             )
         with gr.Column(scale=2, min_width=200):
             name = gr.Textbox(label="Name", info="of the new file and of its tag", value="", elem_id="lorakit_name")
@@ -177,9 +177,13 @@ class Events:
         FormMemory(self.page.trainer.home()).save(values)
         return self.page.start(values)
 
-    def chosen(self, *values: Any) -> list[Any]:
-        """Kind or quality was chosen."""
+    def kind(self, *values: Any) -> list[Any]:
+        """Another kind was chosen."""
         return form_presets.guarded(self.page.chosen, values)[0]
+
+    def quality(self, *values: Any) -> list[Any]:
+        """Another quality was chosen."""
+        return form_presets.guarded(self.page.quality_chosen, values)[0]
 
     def suggest(self, current: str) -> str:
         """Another rare word."""

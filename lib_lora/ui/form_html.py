@@ -23,7 +23,7 @@ PLACES = {  # where the page asks for them: the element's id
     "output.name": "lorakit_name",
     "training.steps": "lorakit_steps",
 }
-CONCEPTS = 8  # at most
+CONCEPTS = 8  # that the page shows; a job file may have more, which are kept
 
 
 def advanced() -> str:
@@ -99,12 +99,18 @@ def _input(item: Setting, own: str, label: str) -> str:
         return f'<label class="lkf-switch" for="{own}">{box}<span>{escape(label)}</span></label>'
     head = f'<label for="{own}">{escape(label)}</label>'
     if item.choices:
-        options = "".join(f'<option class="notranslate" value="{escape(one)}">{escape(one)}</option>' for one in item.choices)
+        options = "".join(
+            f'<option class="notranslate" value="{escape(one)}">{escape(one)}</option>' for one in item.choices
+        )
         return f"{head}<select {common}>{options}</select>"
     if item.type in (int, float):
         return f'{head}<input type="text" inputmode="decimal" autocomplete="off" {common}>'
     lines = ' data-lines="many" placeholder="one a line"' if item.type is tuple else ""
     return f'{head}<textarea rows="1" spellcheck="false" {common}{lines}></textarea>'
+
+
+def _option(value: str) -> str:
+    return f'<option class="notranslate" value="{value}">{value}</option>'
 
 
 def _row(number: int) -> str:

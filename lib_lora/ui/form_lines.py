@@ -36,7 +36,8 @@ def base_line(facts: BaseFacts) -> str:
     """The base that is trained against, or why it cannot be."""
     name = f'<b class="notranslate">{escape(facts.name)}</b>'
     if facts.refused:
-        return f'<div class="lk-base lk-bad"><span>Cannot train against</span> {name}: <span>{spoken(facts.refused)}</span></div>'
+        why = f"<span>{spoken(facts.refused)}</span>"
+        return f'<div class="lk-base lk-bad"><span>Cannot train against</span> {name}: {why}</div>'
     version = NAMES.get(facts.version, facts.version)
     return (
         f'<div class="lk-base"><span>Trains against</span> {name} '

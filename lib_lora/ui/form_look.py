@@ -138,7 +138,7 @@ class Looker:
         large = too_large(job, machine, page.estimator)
         if large:
             notes = [f"This does not fit: it {large}.", *notes]
-        _, _, saved = page.begin(form.kind, form.quality)
+        _, _, saved = page.begun(form)
         muted = {key: pieces(why) for key, why in without_effect(job, facts.version).items()}
         return lines.estimate(costs, notes, saved), {"muted": muted, "pictures": pictures}
 
@@ -148,9 +148,16 @@ class Looker:
         visits = visits_of(job, pictures)
         size = page.estimator.size(job, facts.version)
         share = page.estimator.share(facts.version)
-        pace = pace_of(job, machine, share, Path(job.output.folder).expanduser())
+        pace = pace_of(job, machine, share, self._runs(job))
         memory = page.estimator.memory(job, facts.version, half=machine.memory is not None)
         return lines.Costs(pace, visits, memory, machine.memory, size.file if size else None), pictures
+
+    def _runs(self, job: JobConfig) -> Path:
+        """The folder of earlier runs, the host's own where this one may not be looked into."""
+        try:
+            return self.page.trainer.allowed(job.output.folder, "output.folder")
+        except LoraError:
+            return Path(self.page.trainer.job({}).output.folder).expanduser()
 
     def _pictures(self, job: JobConfig) -> int:
         if not method_of(job.method.name).pictures:

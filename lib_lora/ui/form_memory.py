@@ -24,7 +24,7 @@ class FormMemory:
         self.path = folder / FILE
 
     def load(self) -> list[Any] | None:
-        """The values, or None without any that can be used. A damaged file is told and kept beside the next one."""
+        """The values, or None without any that can be used; a damaged file is told in the log."""
         try:
             if self.path.stat().st_size > LARGEST:
                 raise ValueError("too large")

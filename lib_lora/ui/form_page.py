@@ -103,19 +103,36 @@ class FormPage:
 
     # ---- beginning
 
-    def begin(self, kind: str, quality: str) -> tuple[JobConfig, str, list[str]]:
-        """The job that a kind and a quality begin with on this machine, its preset, and what was changed to fit."""
+    def begin(self, kind: str, quality: str, preset: str = "") -> tuple[JobConfig, str, list[str]]:
+        """The job that a kind and a quality begin with on this machine, its preset, and what was changed to fit.
+
+        `preset`: another one than the kind's.
+        """
         machine = self.machine()
-        preset = preset_for(kind, machine.version)
-        job = self.trainer.job({"preset": preset})
+        preset = preset or preset_for(kind, machine.version)
+        job = self._job_of(preset)
         job = with_changes(job, with_quality(job, quality))
         changes = savings(job, machine, self.estimator)
         return with_changes(job, changes), preset, list(changes)
 
-    def chosen(self, values: Sequence[Any]) -> Values:
-        """The form after kind or quality was chosen: what the user changed stays."""
+    def begun(self, form: Reading) -> tuple[JobConfig, str, list[str]]:
+        """What the form began with, or would on the machine and base as they are now."""
+        name = form.edits.preset
+        own = name in PRESETS or name in self.store.names()
+        of_kinds = name in (*BEGINNINGS.values(), *OF_VERSION.values())
+        return self.begin(form.kind, form.quality, name if own and not of_kinds else "")
+
+    def quality_chosen(self, values: Sequence[Any]) -> Values:
+        """The form after its quality was chosen: the preset and what the user changed stay."""
         form = self.reading(values)
-        job, preset, _ = self.begin(form.kind, form.quality)
+        return self._moved(form, values, *self.begun(form)[:2])
+
+    def chosen(self, values: Sequence[Any]) -> Values:
+        """The form after its kind was chosen: what the user changed stays."""
+        form = self.reading(values)
+        return self._moved(form, values, *self.begin(form.kind, form.quality)[:2])
+
+    def _moved(self, form: Reading, values: Sequence[Any], job: JobConfig, preset: str) -> Values:
         edits, steps = form.edits.moved_to(job, preset, _steps_text(form.steps))
         edits = replace(edits, base=self.base_kind())
         if form.several and not edits.concepts:
@@ -131,19 +148,13 @@ class FormPage:
         kind, edits = self.base_kind(), form.edits
         if not edits.base or edits.base == kind:
             return None
-        if edits.preset in (*BEGINNINGS.values(), *OF_VERSION.values()):
-            return self.chosen(values)
-        job = self.trainer.job({"preset": edits.preset} if edits.preset in PRESETS else self.store.load(edits.preset))
-        edits, steps = edits.moved_to(job, edits.preset, _steps_text(form.steps))
-        return [*values[:6], _number(steps), replace(edits, base=kind).as_text()]
+        return self.quality_chosen(values)
 
     def preset_chosen(self, name: str, values: Sequence[Any]) -> tuple[Values, str]:
         """The form with a preset's settings in every field of Advanced, and what to tell. Raises BadConfig."""
         form = self.reading(values)
-        if name in PRESETS:
-            job, kind = self.trainer.job({"preset": name}), self._kind_of_preset(name, form.kind)
-        else:
-            job, kind = self.trainer.job(self.store.load(name)), form.kind
+        job = self._job_of(name)
+        kind = self._kind_of_preset(name, form.kind) if name in PRESETS else form.kind
         edits = replace(
             Edits.of_job(job, name),
             concepts=form.edits.concepts,
@@ -197,6 +208,9 @@ class FormPage:
         return html.message(f"Training {name!r}.")
 
     # ---- parts
+
+    def _job_of(self, preset: str) -> JobConfig:
+        return self.trainer.job({"preset": preset} if preset in PRESETS else self.store.load(preset))
 
     def _usual(self, kind: str, quality: str) -> Edits:
         job, preset, _ = self.begin(kind, quality)

@@ -12,7 +12,7 @@ from lib_lora.errors import BadConfig
 from lib_lora.train.config import CONCEPT, JobConfig, fields, find
 from lib_lora.train.presets import PRESETS
 from lib_lora.ui.fields import checked, text_of
-from lib_lora.ui.form_html import CONCEPTS, MAIN, concept_fields
+from lib_lora.ui.form_html import MAIN, concept_fields
 
 Text = Any  # str, or bool for switches
 STEPS = "training.steps"
@@ -68,7 +68,7 @@ class Edits:
         return cls(
             _merged(usual.values, found.get("values")),
             _merged(usual.start, found.get("start")),
-            concepts[:CONCEPTS],
+            concepts,
             preset if isinstance(preset, str) else usual.preset,
             found.get("restored") is True,
             str(found.get("base") or ""),

@@ -11,7 +11,7 @@ from pathlib import Path
 from lib_lora.train.choose import Saved
 from lib_lora.train.compare import STRENGTHS, Grid
 from lib_lora.ui.comparing import Drawing
-from lib_lora.ui.html_parts import button, fact, megabytes, number, shows, word
+from lib_lora.ui.html_parts import button, fact, megabytes, number, own, shows, word
 from lib_lora.ui.html_samples import picture
 from lib_lora.ui.spoken import spoken
 from lib_lora.ui.thumbs import Thumbs
@@ -57,7 +57,7 @@ def nothing() -> str:
 def result(found: Result, thumbs: Thumbs) -> str:
     """The card, the networks that were saved, and the forms to compare and to go on."""
     return (
-        f'<section class="lk-box" data-form="{escape(found.id)}"><h3>{word("Result")} <b>{escape(found.name)}</b></h3>'
+        f'<section class="lk-box" data-form="{escape(found.id)}"><h3>{word("Result")} {own(found.name)}</h3>'
         f"{_card(found)}{_saved(found)}{_compare(found)}</section>"
     )
 
@@ -94,7 +94,7 @@ def grid(run: str, shown: Grid, thumbs: Thumbs, names: Sequence[str]) -> str:
                 filled += f"<td>{picture(url, '', look, str(at)) if url else ''}</td>"
             rows.append(f'<tr><th scope="row">{_label(label)}</th>{filled}</tr>')
         tables.append(
-            f'<h4>{escape(prompt)}</h4><div class="lk-scroll" tabindex="0"><table class="lk-grid-table"><thead><tr><td>'
+            f'<h4 class="notranslate">{escape(prompt)}</h4><div class="lk-scroll" tabindex="0"><table class="lk-grid-table"><thead><tr><td>'
             f"</td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         )
     others = "".join(shows(name, {"grid": name}, on=name != shown.name) for name in names) if len(names) > 1 else ""

@@ -13,7 +13,7 @@ from lib_lora.train.absorb import Absorbed
 from lib_lora.train.caption_store import Caption
 from lib_lora.train.looking import Look
 from lib_lora.ui.captioners import Progress
-from lib_lora.ui.html_parts import number, word
+from lib_lora.ui.html_parts import number, own, word
 from lib_lora.ui.html_pictures import press, thumbnail
 from lib_lora.ui.spoken import spoken
 
@@ -51,9 +51,9 @@ def tags(found: Sequence[tuple[str, int]], chosen: str) -> str:
         return ""
     buttons = "".join(_tag(tag, count, tag == chosen) for tag, count in found[:TAGS])
     rest = "".join(_tag(tag, count, tag == chosen) for tag, count in found[TAGS : TAGS * 10])
-    more = f"<details><summary>{word('More tags')}</summary><div class='lk-tags'>{rest}</div></details>" if rest else ""
+    more = f"<details><summary>{word('More tags')}</summary><div class='lk-tags notranslate'>{rest}</div></details>" if rest else ""
     head = f"<h4>{word('Tags: click one to see its pictures')}</h4>"
-    return f'<div class="lk-view">{head}<div class="lk-tags">{buttons}</div>{more}</div>'
+    return f'<div class="lk-view">{head}<div class="lk-tags notranslate">{buttons}</div>{more}</div>'
 
 
 def proposal(found: Sequence[Absorbed]) -> str:
@@ -79,7 +79,7 @@ def preview(changed: Sequence[tuple[Caption, str]]) -> str:
         for one, after in changed[:SAMPLES]
     )
     head = f"<p>{word('Captions that would change:')} {number(len(changed))}</p>"
-    table = f'<table class="lk-before-after"><tbody>{rows}</tbody></table>'
+    table = f'<table class="lk-before-after notranslate"><tbody>{rows}</tbody></table>'
     return f'<div class="lk-view">{head}<div class="lk-scroll">{table}</div></div>'
 
 
@@ -100,7 +100,9 @@ def progress(now: Progress) -> str:
 
 def options(names: Mapping[str, str]) -> str:
     """What each captioner needs, under the list: {name: why not, or what it fetches}."""
-    rows = "".join(f"<li><b>{escape(name)}</b> <span>{spoken(told)}</span></li>" for name, told in names.items() if told)
+    rows = "".join(
+        f"<li>{own(name)} <span>{spoken(told)}</span></li>" for name, told in names.items() if told
+    )
     return f'<div class="lk-view"><ul class="lk-soft">{rows}</ul></div>' if rows else ""
 
 
@@ -112,7 +114,7 @@ def _card(one: Caption, look: Look | None, root: Path) -> str:
     )
     facts = f'data-lk-caption="{escape(name)}" data-lk-was="{mark(one.text)}"'
     return (
-        f'<li class="lk-caption-card">{thumbnail(look, one.picture.name)}<label><span class="lk-name" '
+        f'<li class="lk-caption-card">{thumbnail(look, one.picture.name)}<label><span class="lk-name notranslate" '
         f'title="{escape(name)}">{escape(name)}</span><textarea {facts} rows="{rows}" spellcheck="false" '
         f'placeholder="No caption">{escape(one.text)}</textarea></label>{where}</li>'
     )
@@ -127,7 +129,7 @@ def _tag(tag: str, count: int, chosen: bool) -> str:
 
 def _absorbed(one: Absorbed) -> str:
     button = press("Remove", "lorakit_absorb", json.dumps([one.tag], ensure_ascii=False), "", "lk-small")
-    return f"<li>{button} <b>{escape(one.tag)}</b> {number(f'{one.share:.0%}')}</li>"
+    return f"<li>{button} {own(one.tag)} {number(f'{one.share:.0%}')}</li>"
 
 
 def _short(text: str) -> str:

@@ -46,6 +46,11 @@ def number(value: Any) -> str:
     return f'<span class="lk-number">{escape(str(value))}</span>'
 
 
+def own(text: str) -> str:
+    """A user's words in bold, in a node of their own that no language changes."""
+    return f'<b class="notranslate">{escape(text)}</b>'
+
+
 def word(text: str) -> str:
     """Words in a node of their own."""
     return f"<span>{escape(text)}</span>"

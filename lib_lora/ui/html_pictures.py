@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lib_lora.train.looking import Look
 from lib_lora.train.survey import ADVICE, PROBLEMS, Picture, Survey
-from lib_lora.ui.html_parts import number, word
+from lib_lora.ui.html_parts import number, own, word
 from lib_lora.ui.spoken import spoken
 
 GRAVE = ("corrupt", "small", "blurred", "twin", "shared")  # the others are only told
@@ -99,7 +99,7 @@ def _folders(found: Survey) -> str:
     if len(found.parts) < 2 and all(part.repeats == 1 for part in found.parts):
         return ""
     rows = "".join(
-        f"<tr><td>{escape(part.path.name)}</td><td>{number(part.pictures)}</td><td>{number(part.repeats)}</td></tr>"
+        f"<tr><td>{own(part.path.name)}</td><td>{number(part.pictures)}</td><td>{number(part.repeats)}</td></tr>"
         for part in found.parts
     )
     heads = "".join(f"<th>{label}</th>" for label in ("Folder", "Pictures", "Repeats"))
@@ -143,7 +143,7 @@ def _card(picture: Picture, root: Path) -> str:
         "lk-small",
     )
     return (
-        f'<li class="lk-picture">{thumbnail(picture.look, name)}<div class="lk-name" title="{escape(name)}">'
+        f'<li class="lk-picture">{thumbnail(picture.look, name)}<div class="lk-name notranslate" title="{escape(name)}">'
         f'{escape(name)}</div><div class="lk-line"><span class="lk-soft lk-number">{size}</span>{away}</div>'
         f'<div class="lk-caption" title="{escape(picture.caption)}">{caption}</div>'
         f'<div class="lk-badges">{badges}</div></li>'

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from lib_lora.ui.html import time_words
-from lib_lora.ui.html_parts import button, fact, megabytes, number, rate, word
+from lib_lora.ui.html_parts import button, fact, megabytes, number, own, rate, word
 from lib_lora.ui.spoken import spoken
 from lib_lora.ui.trainer import RunFacts, TrainStatus
 
@@ -44,7 +44,7 @@ def progress(status: TrainStatus) -> str:
     data = "".join(f' data-{name}="{escape(str(value))}"' for name, value in facts.items())
     busy = " lk-running" if state == "running" else ""
     bar = " lk-preparing" if preparing else ""
-    title = word("Preparing" if preparing else WORDS[state]) + (f" <b>{escape(status.name)}</b>" if status.name else "")
+    title = word("Preparing" if preparing else WORDS[state]) + (f" {own(status.name)}" if status.name else "")
     note = status.doing or NOTES.get(state, "")
     return (
         f'<div class="lk-progress lk-{state}{busy}"{data}><div class="lk-head" role="status"><h3>{title}</h3>'
@@ -99,9 +99,9 @@ def queue(waiting: Sequence[str], runs: Mapping[str, RunFacts]) -> str:
     for place, id in enumerate(waiting):
         run = runs.get(id)
         about = f'<span class="lk-soft">{escape(run.method.replace("_", " "))}</span>' if run else ""
-        name = escape(run.name if run else id)
+        called = own(run.name if run else id)
         rows.append(
-            f'<li data-key="{escape(id)}"><span class="lk-grow"><b>{name}</b> {about}</span>'
+            f'<li data-key="{escape(id)}"><span class="lk-grow">{called} {about}</span>'
             + button("Up", {"do": "move", "id": id, "by": -1}, on=place > 0, title="Train it earlier")
             + button("Down", {"do": "move", "id": id, "by": 1}, on=place + 1 < len(waiting), title="Train it later")
             + button("Remove", {"do": "cancel", "id": id}, kind="stop", ask="Press again to remove")

@@ -8,7 +8,7 @@ from html import escape
 
 from lib_lora.train.differences import Difference, written
 from lib_lora.ui import html_plot, html_samples
-from lib_lora.ui.html_parts import button, fact, moment, number, shows, word
+from lib_lora.ui.html_parts import button, fact, moment, number, own, shows, word
 from lib_lora.ui.html_running import WORDS
 from lib_lora.ui.spoken import spoken
 from lib_lora.ui.thumbs import Thumbs
@@ -63,7 +63,7 @@ def detail(found: Detail, thumbs: Thumbs) -> str:
     samples = html_samples.strips(run.samples, thumbs, run.id)
     curves = html_plot.plots(run.points) if run.points else ""
     return (
-        f'<section class="lk-box lk-detail" id="lorakit_detail"><h3>{word("Run")} <b>{escape(run.name)}</b></h3>'
+        f'<section class="lk-box lk-detail" id="lorakit_detail"><h3>{word("Run")} {own(run.name)}</h3>'
         f"{_facts(run)}{message}{problem}{_buttons(run)}{_settings(found.settings)}{listed}{curves}{samples}"
         f"{_export(found)}</section>"
     )
@@ -72,7 +72,7 @@ def detail(found: Detail, thumbs: Thumbs) -> str:
 def _row(run: RunFacts, opened: bool) -> str:
     here = ' aria-selected="true" class="lk-here"' if opened else ""
     name = (
-        f'<button type="button" class="lk-link" data-set="{escape(_view(run.id, opened))}" '
+        f'<button type="button" class="lk-link notranslate" data-set="{escape(_view(run.id, opened))}" '
         f'aria-expanded="{str(opened).lower()}">{escape(run.name)}</button>'
     )
     loss = number(f"{run.loss:.4f}") if run.loss is not None else ""

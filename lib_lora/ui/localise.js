@@ -15,6 +15,7 @@
         }
     }
     if (!words) return;
+    window.localization = words; // where scripts look, here as in the webui, for what is not written on the page
     const known = (text) => (Object.prototype.hasOwnProperty.call(words, text.trim()) ? words[text.trim()] : null);
 
     function text(node) {

@@ -7,15 +7,15 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from lib_lora.ui import generate_tab, train_tab
+from lib_lora.ui import generate_tab, tab
 from lib_lora.ui.compat import api_argument, js_argument, page_script, page_style
 from lib_lora.ui.generate_tab import GenerateService
-from lib_lora.ui.service import TrainService
+from lib_lora.ui.trainer import Trainer
 
 TITLE = "LoRA kit"
 
 
-def build(generator: GenerateService, trainer: TrainService) -> Any:
+def build(generator: GenerateService, trainer: Trainer) -> Any:
     """The page as `gr.Blocks`."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     import gradio as gr
@@ -30,7 +30,7 @@ def build(generator: GenerateService, trainer: TrainService) -> Any:
             with gr.Tab("Generate"):
                 generate_tab.add(generator)
             with gr.Tab("Train", elem_id="lorakit_train_tab"):
-                train_tab.add(trainer)
+                tab.add(trainer)
         page.load(None, [], [], queue=False, **api_argument(page.load, None), **js_argument(page.load, page_script()))
     page.lorakit_looks = {} if "css" in known else looks
     return page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -15,6 +16,7 @@ from lib_lora.train.picture_set import Saved, new_folder, put_back, remove, remo
 from lib_lora.train.survey import Picture, Survey, survey
 from lib_lora.ui import html, html_pictures
 from lib_lora.ui.html_parts import number, word
+from lib_lora.ui.spoken import spoken
 from lib_lora.ui.trainer import Trainer
 from lib_lora.ui.uploading import uploads
 
@@ -74,15 +76,8 @@ class Pictures:
         )  # fmt: skip
 
     def folder(self, text: str) -> Path:
-        """The folder a text names. Raises BadConfig if this host forbids it, BadDataset if there is none."""
-        path = self.trainer.allowed(text.strip().strip("'\""), FIELD)
-        try:
-            there = path.is_dir()
-        except OSError:
-            there = False
-        if not there:
-            raise BadDataset(f"there is no folder {text.strip()!r}; check the name, or drop the pictures here")
-        return path
+        """See `folder_of`."""
+        return folder_of(self.trainer, text)
 
     def remove(self, text: str, name: str) -> str:
         """Put the picture of this name (as it is listed) aside; a message. Raises LoraError."""
@@ -137,6 +132,15 @@ class Pictures:
         ]
 
 
+def folder_of(trainer: Trainer, text: str) -> Path:
+    """The folder a text from the page names. Raises BadConfig if this host forbids it, BadDataset if there is none."""
+    words = text.strip().strip("'\"")
+    path = trainer.allowed(words, FIELD) if "\0" not in words else None
+    if path is None or not os.path.isdir(path):  # unlike Path.is_dir, False for a name no file system takes
+        raise BadDataset(f"there is no folder {words!r}; check the name, or drop the pictures here")
+    return path
+
+
 def _places(found: Survey) -> list[Path]:
     return list(dict.fromkeys([*(part.path for part in found.parts), found.folder]))
 
@@ -150,7 +154,10 @@ def _said(words: str, name: str) -> str:
 
 
 def _refused(saved: Saved) -> str:
-    rows = "".join(f"<li>{escape(name)}: <span>{reason}</span></li>" for name, reason in saved.refused[:20])
+    rows = "".join(
+        f'<li><span class="notranslate">{escape(name)}</span>: <span>{spoken(reason)}</span></li>'
+        for name, reason in saved.refused[:20]
+    )
     more = f"<li>+ {len(saved.refused) - 20}</li>" if len(saved.refused) > 20 else ""
     if not rows:
         return ""

@@ -11,17 +11,17 @@ from html import escape
 
 from lib_lora.train.config import SECTIONS
 
-_UNITS = r"(?: ?(?:GB|MB|kB|px|%|h|min|s)\b)?"
+_UNITS = r"(?: ?(?:GB|MB|GiB|MiB|kB|px|%|h|min|s)\b)?"
 _ENDINGS = "safetensors|ckpt|pt|png|jpg|jsonl|json|toml|txt"
 _SET = r"(?:\[[^\]]*\]|'[^']*'|\"[^\"]*\"|[^\s;,]+)"
 _VALUE = re.compile(
-    # what is quoted, a tag, a setting with its value, a file, a place, a number
-    r"(?<![\w'\"])(?P<quote>['\"]).+?(?P=quote)(?!\w)"
+    # a name before a figure, what is quoted, a tag, a setting with its value, a file, a place, a number
+    r"^\S+(?=: \d)|(?<![\w'\"])(?P<quote>['\"]).+?(?P=quote)(?!\w)"
     r"|<(?:lora|lyco|hypernet):[^<>\s]*>"
     rf"|\b(?:{'|'.join((*SECTIONS, 'concept'))})\.[a-z_0-9]+(?: = {_SET}(?: or {_SET})*)?"
     rf"|[^\s'\"]+\.(?:{_ENDINGS})\b"
     r"|https?://[^\s;,]+|(?<![\w.])(?:~|[A-Za-z]:)?/[^\s;,]+"
-    rf"|(?<![\w.-])[-+]?\d+(?:[.,:/]\d+)*(?:e[-+]?\d+)?(?!\w){_UNITS}",
+    rf"|\bSD [12]\b|(?<![\w.-])[-+]?\d+(?:[.,:/]\d+)*(?:e[-+]?\d+)?(?!\w){_UNITS}",
     re.DOTALL,
 )
 

@@ -13,6 +13,7 @@ import pytest
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60.0  # seconds until something must be seen; the machine may be busy
+PRESSED = ("button", "summary", ".label-wrap")  # the last: titles of gradio 3's accordions
 T = TypeVar("T")
 
 
@@ -50,11 +51,13 @@ class Person:
         return str(self.one(css).text)
 
     def press(self, words: str, within: str = "body") -> None:
-        """Click the button or tab that says exactly this."""
+        """Click the button, the tab or the accordion's title that says exactly this."""
+        kinds = ", ".join(f"{part.strip()} {kind}" for part in within.split(",") for kind in PRESSED)
 
         def click() -> bool:
-            for button in self.driver.find_elements("css selector", f"{within} button, {within} summary"):
-                if button.is_displayed() and words in (button.text.strip(), button.get_attribute("title")):
+            for button in self.driver.find_elements("css selector", kinds):
+                said = button.text.strip().partition("\n")[0]
+                if button.is_displayed() and words in (said, button.get_attribute("title")):
                     self.see(button)
                     button.click()
                     return True
@@ -62,16 +65,20 @@ class Person:
 
         self.until(click, f"a button that says {words!r}")
 
-    def fill(self, css: str, text: str) -> None:
-        """Type into a text field in place of what is there, then leave it."""
+    def fill(self, css: str, text: str, *, whole: bool = False) -> None:
+        """Type into the text field in an element (`whole`: that is the element) in place of what is there; leave it."""
         from selenium.webdriver.common.keys import Keys
 
-        field = self.one(f"{css} textarea, {css} input")
+        field = self.one(css if whole else f"{css} textarea, {css} input")
         self.see(field)
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(Keys.BACKSPACE)
         field.send_keys(text)
         field.send_keys(Keys.TAB)
+
+    def number(self, css: str, value: float) -> None:
+        """Type a number into a slider's field."""
+        self.fill(f"{css} input[type=number]", f"{value:g}", whole=True)
 
     def value(self, css: str) -> str:
         """What a text field holds."""

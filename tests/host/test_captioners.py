@@ -111,10 +111,10 @@ def named(webui: Any, begin: str) -> Any:
 
 def test_all_that_is_there_is_offered(webui: Any, tagger: Any) -> None:
     assert [one.name for one in captioners(webui)] == [
-        "BLIP: a sentence",
-        "CLIP: a sentence and styles",
-        "DeepDanbooru: tags",
-        "wd-vit-v3: tags",
+        "BLIP (a sentence)",
+        "CLIP (a sentence and styles)",
+        "DeepDanbooru (tags)",
+        "wd-vit-v3 (tags)",
     ]
     assert all(one.available() == "" for one in captioners(webui))
     assert webui.log == []  # nothing is loaded by listing

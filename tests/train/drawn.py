@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFilter
 
 
-def scene(seed: int, size: tuple[int, int] = (640, 640)) -> Image.Image:
+def scene(seed: int, size: tuple[int, int] = (256, 256)) -> Image.Image:
     """Discs, bars and fine grain of many colours, in RGB."""
     rng = random.Random(seed)
     picture = Image.new("RGB", size, _colour(rng))
@@ -27,7 +27,7 @@ def put(folder: Path, name: str, seed: int = 0, **how: Any) -> Path:
     """A scene saved under a name; `size` of the picture, the rest goes to Pillow's save."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
-    scene(seed, how.pop("size", (640, 640))).save(path, **how)
+    scene(seed, how.pop("size", (256, 256))).save(path, **how)
     return path
 
 

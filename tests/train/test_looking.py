@@ -31,12 +31,12 @@ def test_a_hash_stays_with_the_picture(seed: int) -> None:
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=30)
     for other in (
-        picture.resize((200, 200)),
+        picture.resize((80, 80)),
         Image.open(file).convert("RGB"),
         ImageEnhance.Brightness(picture).enhance(0.7),
         picture.convert("L"),
     ):
-        assert distance(picture, other) <= 6
+        assert distance(picture, other) <= 8
     assert all(distance(picture, scene(100 + other)) > 12 for other in range(6))
 
 
@@ -44,7 +44,7 @@ def test_a_hash_stays_with_the_picture(seed: int) -> None:
 def test_blur_grows_with_blur_and_tells_sharp_from_blurred(seed: int) -> None:
     values = [
         blur_of(scene(seed).filter(ImageFilter.GaussianBlur(radius)) if radius else scene(seed))
-        for radius in (0, 1, 2, 4, 12)
+        for radius in (0, 0.5, 1, 2, 4)
     ]
     assert values == sorted(values) and values[0] < 0.5 and values[-1] > 0.7
 

@@ -36,6 +36,7 @@ def test_presets_are_not_warned_of(name: str) -> None:
         ({"output.save_every": 5000}, 12, "nothing is kept"),
         ({"method.name": "dreambooth"}, 12, "is high"),
         ({}, 2, "few pictures"),
+        ({"training.epochs": 100}, 12, "training.epochs decides"),
     ],
 )
 def test_what_would_go_wrong_is_told(values: dict[str, Any], pictures: int, words: str) -> None:

@@ -19,7 +19,7 @@ from lib_lora.train.jobs import Run, stamp
 from lib_lora.train.queue import JobQueue, QueueState
 
 Make = Callable[..., JobConfig]
-WAIT = 10.0
+WAIT = 30.0
 
 
 class Trainer:

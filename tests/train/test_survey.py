@@ -14,7 +14,7 @@ from lib_lora.train.survey import ADVICE, PROBLEMS, Survey, survey
 from tests.train.drawn import put, scene
 
 
-def of(folder: Path, resolution: int = 512) -> Survey:
+def of(folder: Path, resolution: int = 200) -> Survey:
     return survey(folder, resolution, Looker())
 
 
@@ -28,15 +28,15 @@ def test_a_good_folder_has_nothing_wrong(tmp_path: Path) -> None:
     found = of(tmp_path)
     assert set(problems(found).values()) == {()}
     assert (found.visits, found.unseen, found.groups, found.advice, found.notes) == (6, 0, (), (), ())
-    assert [picture.header.size for picture in found.pictures] == [(640, 640)] * 6
+    assert [picture.header.size for picture in found.pictures] == [(256, 256)] * 6
 
 
 def test_every_problem_is_found(tmp_path: Path) -> None:
-    put(tmp_path, "small.png", 1, size=(300, 300))
-    put(tmp_path, "long.png", 2, size=(1800, 600))
+    put(tmp_path, "small.png", 1, size=(120, 120))
+    put(tmp_path, "long.png", 2, size=(620, 210))
     put(tmp_path, "shared.png", 3)
     put(tmp_path, "shared.jpg", 4)
-    scene(5).filter(ImageFilter.GaussianBlur(14)).save(tmp_path / "blurred.png")
+    scene(5).filter(ImageFilter.GaussianBlur(9)).save(tmp_path / "blurred.png")
     scene(6).save(tmp_path / "animated.gif", save_all=True, append_images=[scene(7)])
     clear = scene(8).convert("RGBA")
     clear.putalpha(Image.radial_gradient("L").resize(clear.size))
@@ -57,21 +57,21 @@ def test_damage_in_the_middle_is_found_when_decoded(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)
     path.write_bytes(bytes(data))
-    early = survey(tmp_path, 512, Looker(), seconds=-1)
+    early = survey(tmp_path, 200, Looker(), seconds=-1)
     assert early.unseen == 1 and problems(early) == {"a.png": ()}
     assert problems(of(tmp_path)) == {"a.png": ("corrupt",)}
 
 
 def test_small_is_told_against_the_resolution(tmp_path: Path) -> None:
-    put(tmp_path, "a.png", size=(900, 700))
-    assert problems(of(tmp_path, 512))["a.png"] == () and problems(of(tmp_path, 1024))["a.png"] == ("small",)
-    assert problems(of(tmp_path, 768))["a.png"] == ()  # enlarged by a tenth
+    put(tmp_path, "a.png", size=(360, 280))
+    assert problems(of(tmp_path, 200))["a.png"] == () and problems(of(tmp_path, 400))["a.png"] == ("small",)
+    assert problems(of(tmp_path, 307))["a.png"] == ()  # enlarged by a tenth
 
 
 def test_changed_copies_are_one_group_and_others_are_not(tmp_path: Path) -> None:
     picture = scene(0)
     copies = {
-        "small.png": picture.resize((213, 213)),
+        "small.png": picture.resize((85, 85)),
         "bright.png": ImageEnhance.Brightness(picture).enhance(1.3),
         "dark.png": ImageEnhance.Brightness(picture).enhance(0.6),
         "grey.png": picture.convert("L"),
@@ -88,7 +88,7 @@ def test_changed_copies_are_one_group_and_others_are_not(tmp_path: Path) -> None
 
 def test_pictures_of_one_colour_are_alike_only_in_the_same_shade(tmp_path: Path) -> None:
     for name, grey in (("a", 20), ("b", 21), ("c", 200)):
-        Image.new("L", (600, 600), grey).save(tmp_path / f"{name}.png")
+        Image.new("L", (240, 240), grey).save(tmp_path / f"{name}.png")
     [group] = of(tmp_path).groups
     assert [path.name for path in group] == ["a.png", "b.png"]
 
@@ -132,8 +132,8 @@ def test_advice_for_the_whole_set(tmp_path: Path) -> None:
     put(tmp_path / "few", "a.png")
     assert of(tmp_path / "few").advice == ("few",)
     for n in range(6):
-        put(tmp_path / "mixed", f"{n}.png", n, size=(640, 640) if n % 2 else (640, 1000))
-        put(tmp_path / "small", f"{n}.png", n, size=(200, 200))
+        put(tmp_path / "mixed", f"{n}.png", n, size=(256, 256) if n % 2 else (256, 400))
+        put(tmp_path / "small", f"{n}.png", n, size=(80, 80))
         put(tmp_path / "nested" / "rex", f"{n}.png", n)
     assert of(tmp_path / "mixed").advice == ("mixed",)
     assert of(tmp_path / "small").advice == ("small",)
@@ -145,6 +145,19 @@ def test_advice_for_the_whole_set(tmp_path: Path) -> None:
     assert seen == set(ADVICE)
 
 
+def test_a_sub_folder_that_cannot_be_read_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    real = Path.iterdir
+
+    def refuse(path: Path):  # type: ignore[no-untyped-def]
+        if path.name == "closed":
+            raise PermissionError("not yours")
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert of(tmp_path).advice == ("none",)
+
+
 def test_no_such_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadDataset, match="nowhere"):
         of(tmp_path / "nowhere")
@@ -154,6 +167,6 @@ def test_what_is_known_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.
     for n in range(3):
         put(tmp_path, f"{n}.png", n)
     looker = Looker()
-    first = survey(tmp_path, 512, looker)
+    first = survey(tmp_path, 200, looker)
     monkeypatch.setattr(Image.Image, "load", lambda *args: pytest.fail("decoded again"))
-    assert survey(tmp_path, 512, looker, seconds=-1) == first
+    assert survey(tmp_path, 200, looker, seconds=-1) == first

@@ -15,7 +15,7 @@ from PIL import Image
 class FakeCaptioner:
     """Says `text`, in which {n} is the number of the picture. `gate`, if given, must be set before each caption."""
 
-    name: str = "Fake: tags"
+    name: str = "Fake (tags)"
     text: str = "dog {n}, grass"
     why_not: str = ""
     fetches: str = ""

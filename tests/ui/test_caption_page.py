@@ -156,7 +156,7 @@ def test_forbidden_folders_stay_closed(page: Captions, trainer: FakeTrainer, fol
         lambda: page.remove_tags(str(folder), '["dog"]'),
         lambda: page.to_files(str(folder)),
         lambda: page.take_back(str(folder)),
-        lambda: page.describe(str(folder), "Fake: tags", "replace", ("", False)),
+        lambda: page.describe(str(folder), "Fake (tags)", "replace", ("", False)),
     ):
         with pytest.raises(BadConfig, match="outside"):
             act()
@@ -219,3 +219,9 @@ def test_a_folder_that_is_gone_is_told(page: Captions, tmp_path: Path) -> None:
     with pytest.raises(BadDataset, match="nowhere"):
         page.view(Wish(str(tmp_path / "nowhere")))
     assert page.view(Wish("  ")).grid == ""
+
+
+@pytest.mark.parametrize("text", ["a" * 5000, "/a\0b", "\0"])
+def test_names_that_no_file_system_takes(page: Captions, text: str) -> None:
+    with pytest.raises(BadDataset, match="no folder"):
+        page.view(Wish(text))

@@ -52,7 +52,7 @@ def test_words_are_added_once_and_the_beginning_put_before(folder: Path) -> None
 def test_replacing_is_one_operation_to_undo(folder: Path) -> None:
     before = texts(folder)
     run(folder, FakeCaptioner(), "replace")
-    assert texts(folder)["a"] == "dog 1, grass" and last_operation(folder) == "Captions by Fake: tags"
+    assert texts(folder)["a"] == "dog 1, grass" and last_operation(folder) == "Captions by Fake (tags)"
     assert undo(folder).files == 3
     assert texts(folder) == before
 

@@ -65,7 +65,7 @@ def test_every_event_fills_its_outputs(deeds: _Deeds, folder: Path) -> None:
     operation = (next(iter(KINDS)), "sks", "", 0)
     for act in (deeds.apply, deeds.preview):
         assert len(act(*seen(folder), *operation)) == OUTPUTS + 1
-    assert len(deeds.write(*seen(folder), "Fake: tags", "replace", "", False)) == OUTPUTS + 1
+    assert len(deeds.write(*seen(folder), "Fake (tags)", "replace", "", False)) == OUTPUTS + 1
     for act in (deeds.stop, deeds.poll):
         assert len(act(*seen(folder))) == OUTPUTS + 1
 
@@ -96,12 +96,12 @@ def test_errors_are_told_and_the_captions_still_shown(deeds: _Deeds, folder: Pat
     assert "lk-bad" in deeds.undo(*seen(folder))[TOLD]
     assert "lk-bad" in deeds.preview(*seen(folder), "Keep the first tags", "", "", None)[-1]
     assert "nowhere" in deeds.show(*seen(tmp_path / "nowhere"))[TOLD]
-    assert "1 GB" in deeds.write(*seen(folder), "Fake: tags", "replace", "", False)[-1]
+    assert "1 GB" in deeds.write(*seen(folder), "Fake (tags)", "replace", "", False)[-1]
 
 
 def test_opening_says_what_captioners_need(deeds: _Deeds, folder: Path) -> None:
     *_, needs, _, names = deeds.open(*seen(folder))
-    assert "1 GB" in needs and names["choices"] == ["Fake: tags"]
+    assert "1 GB" in needs and names["choices"] == ["Fake (tags)"]
 
 
 def test_a_late_answer_gives_way_unless_it_has_saved(

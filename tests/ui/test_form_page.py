@@ -112,6 +112,22 @@ def test_steps_of_ones_own_stay(page: FormPage) -> None:
     assert page.chosen(values)[STEPS] == 1200
 
 
+def test_quality_keeps_the_preset(page: FormPage) -> None:
+    page.store.save("mine", {"network.rank": 5, "training.steps": 300})
+    for name, steps in (("pivotal tuning", 2000), ("mine", 600)):
+        values, _ = page.preset_chosen(name, begun(page))
+        values[QUALITY] = QUALITY_LABELS["thorough"]
+        found = page.quality_chosen(changed(values, optimizer__lr="7e-5"))
+        assert (found[STEPS], page.reading(found).edits.preset) == (steps, name)
+        settings = page.read(found)
+        assert settings["optimizer.lr"] == 7e-5
+        expected = page.trainer.job(page.store.load(name) if name == "mine" else {"preset": name})
+        assert settings["network.rank"] == expected.network.rank and settings["method.name"] == expected.method.name
+    page.store.delete("mine")
+    found[QUALITY] = QUALITY_LABELS["good"]
+    assert page.reading(page.quality_chosen(found)).edits.preset == "subject"  # what is gone cannot be kept
+
+
 def test_several_concepts_begin_with_two_rows(page: FormPage) -> None:
     values = begun(page)
     values[KIND] = KIND_LABELS["several concepts"]
@@ -123,7 +139,8 @@ def test_several_concepts_begin_with_two_rows(page: FormPage) -> None:
 
 
 def test_concepts_come_back(page: FormPage) -> None:
-    concepts = [{"folder": f"/p{n}", "trigger": f"w{n}", "repeats": n + 1, "class_word": "x"} for n in range(CONCEPTS)]
+    more = range(CONCEPTS + 4)  # than the page shows
+    concepts = [{"folder": f"/p{n}", "trigger": f"w{n}", "repeats": n + 1, "class_word": "x"} for n in more]
     found = page.read(page.fill({CONCEPT: concepts, "data.folder": "/p"}))
     assert make_job({CONCEPT: found[CONCEPT]}).concepts == make_job({CONCEPT: concepts}).concepts
     assert page.read(page.fill(found)) == found

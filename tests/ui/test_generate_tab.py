@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from lib_lora.errors import BadTag
 from lib_lora.ui import page
 from lib_lora.ui.generate_tab import Drawn, GeneratePage, Picture
-from tests.ui.test_train_tab import FakeService, component_ids
+from tests.ui.fake_trainer import FakeTrainer
 
 
 class FakeGenerator:
@@ -58,6 +59,10 @@ def test_networks_are_looked_up_anew() -> None:
     assert GeneratePage(FakeGenerator()).names()["choices"] in (["one", "two"], [("one", "one"), ("two", "two")])
 
 
-def test_whole_page_builds() -> None:
-    blocks = page.build(FakeGenerator(), FakeService())
+def component_ids(blocks: Any) -> set[str]:
+    return {str(block.elem_id) for block in blocks.blocks.values() if getattr(block, "elem_id", None)}
+
+
+def test_whole_page_builds(tmp_path: Path) -> None:
+    blocks = page.build(FakeGenerator(), FakeTrainer(tmp_path))
     assert {"lorakit_prompt", "lorakit_generate", "lorakit_start"} <= component_ids(blocks)

@@ -20,7 +20,7 @@ from lib_lora.ui.local_trainer import LocalTrainer
 from lib_lora.ui.standing import HALTED
 from lib_lora.ui.trainer import BaseFacts, Trainer
 
-WAIT = 10.0
+WAIT = 30.0
 
 
 class Place:
@@ -261,7 +261,8 @@ def test_a_run_goes_on_with_its_own_base_only(open_trainer: Any, place: Place, p
     assert trainer.status().state == "paused"
     place.facts = BaseFacts("mine", "sd1", 512)
     trainer.resume()
-    place.facts = BaseFacts("other", "sd1", 512)  # changed while it waits
+    until(lambda: trainer.status().doing.startswith("making"))
+    place.facts = BaseFacts("other", "sd1", 512)  # changed while the other one waits
     place.let.release(100)
     until(lambda: [run.state for run in trainer.runs()] == ["failed", "finished"])
     assert "'other' is loaded" in trainer.run("b").message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from lib_lora.train.looking import Looker
 from lib_lora.ui import picture_page
 from lib_lora.ui.picture_page import Pictures
 from tests.train.drawn import put
-from tests.ui.fake_trainer import SDXL, FakeTrainer
+from tests.ui.fake_trainer import SD1, SDXL, FakeTrainer
 
-SIZE = (560, 560)
+SIZE = (256, 256)
+SMALL = replace(SD1, resolution=256)
 
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> FakeTrainer:
-    return FakeTrainer(tmp_path / "server")
+    return FakeTrainer(tmp_path / "server", SMALL)
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def test_a_folder_is_shown_with_counts(page: Pictures, folder: Path) -> None:
     view = page.view(f' "{folder}" ')
     assert names(view.grid) == ["0.png", "1.png", "2.png"] and view.filled
     assert view.grid.count("data:image/jpeg;base64,") == 3
-    assert '<span class="lk-number">560 × 560</span>' in view.summary
+    assert '<span class="lk-number">256 × 256</span>' in view.summary
     assert (view.page, view.pages, view.aside) == (0, 1, 0)
 
 
@@ -161,3 +163,8 @@ def test_refused_uploads_are_named_and_change_nothing(
 
 def test_an_upload_joins_no_folder_of_the_users_own(page: Pictures, folder: Path, sent: Any) -> None:
     assert not page.is_upload(str(folder)) and not page.is_upload("") and not page.is_upload("/nowhere")
+
+
+@pytest.mark.parametrize("text", ["a" * 5000, "/a\0b", "\0"])
+def test_names_that_no_file_system_takes(page: Pictures, text: str) -> None:
+    assert "there is no folder" in page.view(text).summary

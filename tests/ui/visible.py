@@ -16,7 +16,7 @@ SILENT = ("script", "style", "code", "pre", "textarea", "del")
 SPOKEN = ("title", "placeholder", "aria-label", "data-ask")  # attributes that are read
 _NUMBER = re.compile(r"[\W\d_]*(?:(?:s|h|min|MB|GB|kB|px|e|x|SD ?\d|SDXL|v\d)[\W\d_]*)*")
 _KEY = re.compile(r"[a-z]+\.[a-z0-9_]+")
-_FILE = re.compile(r"\S+\.(?:safetensors|json|toml|png|pt|txt)")
+_FILE = re.compile(r"/\S+|\S+\.(?:safetensors|json|toml|png|pt|txt)")
 
 
 class _Reader(HTMLParser):
@@ -33,6 +33,7 @@ class _Reader(HTMLParser):
         silent = self._silent() or tag in SILENT or bool({"notranslate", "lk-number", "lk-hidden"} & set(classes))
         if not self._silent():
             self.found += [facts[name] for name in SPOKEN if name in facts]
+            self.found += facts.get("data-names", "").split(",")  # of a plot's lines, shown under the mouse
         if tag not in VOID:
             self._open.append((tag, silent))
 

@@ -89,9 +89,15 @@ class Server:
         image = Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).convert("RGB")
         return numpy.asarray(image).astype(numpy.int32), json.loads(answer["info"])["infotexts"][0]
 
-    def call(self, name: str, *values: Any) -> Any:
-        """The first output of a page's named endpoint."""
-        return self.post(f"/run/{name}", {"data": list(values)})["data"][0]
+    def trained(self, settings: Mapping[str, Any], seconds: float = 240) -> Any:
+        """The job that the finished run of these settings is, by our API."""
+        made = self.post("/lorakit/v1/jobs", settings)["id"]
+        deadline = time.monotonic() + seconds
+        while (status := self.get("/lorakit/v1/status"))["state"] in ("idle", "running"):
+            assert time.monotonic() < deadline, f"{status}\n{self.tail()}"
+            time.sleep(0.5)
+        assert (status["id"], status["state"]) == (made, "finished"), f"{status}\n{self.tail()}"
+        return status
 
     def options(self, **values: Any) -> None:
         """Change settings."""

@@ -6,10 +6,8 @@ any of the three kinds.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,15 +55,7 @@ def trained(server: Any, name: str, pictures: Path, **more: Any) -> dict[str, An
     """The finished run's status."""
     settings = {"preset": "quick test", "data.folder": str(pictures), "data.trigger": "sks", "data.resolution": SIDE}
     settings |= {"output.name": name, "training.steps": 4, "optimizer.lr": 0.02, "optimizer.te_lr": 0.02, **more}
-    answer = server.call("lorakit_train", json.dumps(settings))
-    assert answer["ok"], answer
-    status: dict[str, Any] = {"state": "running"}
-    deadline = time.monotonic() + 240
-    while status["state"] == "running" and time.monotonic() < deadline:
-        time.sleep(0.5)
-        status = server.call("lorakit_status")
-    assert status["state"] == "finished", f"{status}\n{server.tail()}"
-    return status
+    return server.trained(settings)
 
 
 def prefixes(path: Path) -> set[str]:

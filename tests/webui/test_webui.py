@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +71,7 @@ def test_training_in_the_tab_gives_a_tag_that_works_at_once(ours: Any, our_shots
     settings = {"preset": "quick test", "data.folder": str(tmp_path), "data.trigger": "sks", "data.resolution": 128}
     settings |= {"output.name": "learned", "training.steps": 6, "optimizer.lr": 0.05, "optimizer.te_lr": 0.05}
     settings |= {"network.train_text_encoder": True, "output.sample_every": 6, "output.sample_steps": 2}
-    answer = ours.call("lorakit_train", json.dumps(settings))
-    assert answer["ok"], answer
-    status: dict[str, Any] = {"state": "running"}
-    deadline = time.monotonic() + 240
-    while status["state"] == "running" and time.monotonic() < deadline:
-        time.sleep(1)
-        status = ours.call("lorakit_status")
-    assert status["state"] == "finished", f"{status}\n{ours.tail()}"
+    status = ours.trained(settings)
     assert status["step"] == status["total"] == 6 and len(status["samples"]) == 1
     tagged, infotext = ours.picture(f"{PROMPT} {status['tag']}")
     assert mean_difference(tagged, our_shots.plain) > 0.5

@@ -1,0 +1,133 @@
+"""The Train tab of a real webui, driven in Chromium as a person would: captions, training, reload, resume, the card.
+
+`LORAKIT_SHOTS` names a folder for screenshots of every state, to be looked at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_lora.miniature.subjects import SUBJECTS, photograph, write_photos
+from tests.browser.person import Person, a_person
+
+pytestmark = [pytest.mark.webui, pytest.mark.browser]
+STEPS = 16
+PROMPT = "a big sks toy on a red background"
+
+
+@pytest.fixture(scope="module")
+def server(start: Any, setup_class: Any) -> Iterator[Any]:
+    with start(setup_class()) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def person(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
+    with a_person(tmp_path_factory.mktemp("browser")) as somebody:
+        yield somebody
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "toy"
+    write_photos(photograph(SUBJECTS["bo"], 6, 128, seed=1), folder, "sks")
+    return folder
+
+
+def shot(person: Person, name: str) -> None:
+    """A screenshot, if asked for, in both themes and at two widths."""
+    folder = os.environ.get("LORAKIT_SHOTS")
+    if not folder:
+        return
+    for dark in (False, True):
+        person.driver.execute_script("document.body.classList.toggle('dark', arguments[0])", dark)
+        for width in (1280, 800):
+            person.width(width)
+            person.picture(Path(folder) / f"webui_{name}_{'dark' if dark else 'light'}_{width}.png")
+    person.driver.execute_script("document.body.classList.remove('dark')")
+    person.width(1280)
+
+
+def status(server: Any) -> Any:
+    return server.get("/lorakit/v1/status")
+
+
+def test_from_pictures_to_a_picture(server: Any, person: Person, pictures: Path) -> None:
+    person.width(1280)
+    person.open(f"http://127.0.0.1:{server.port}")
+    person.press("Train LoRA")
+    shot(person, "empty")
+    person.fill("#lorakit_folder", str(pictures))
+    person.reads("#lorakit_pictures", "6")
+    person.fill("#lorakit_word", "sks")
+    person.fill("#lorakit_class", "toy")
+    person.fill("#lorakit_name", "my toy")
+    person.number("#lorakit_steps", STEPS)
+    person.reads("#lorakit_estimate", "visits")
+
+    person.press("Captions")
+    person.until(lambda: len(person.all("#lorakit_caption_grid textarea")) == 6, "six captions")
+    first = person.one("#lorakit_caption_grid textarea")
+    first.clear()
+    first.send_keys("a sks toy, seen in the webui")
+    person.press("Save captions")
+    person.until(lambda: "seen in the webui" in "".join(p.read_text() for p in pictures.glob("*.txt")), "it written")
+    shot(person, "captions")
+    person.press("Captions")
+
+    person.press("Train", within="#lorakit_form")
+    person.reads("#lorakit_progress", f"of {STEPS}", 240)
+    person.until(lambda: status(server)["step"] >= 2, "two steps")
+    shot(person, "running")
+    person.press("txt2img")
+    person.reads("body", "is training")
+    shot(person, "banner")
+    person.press("Train LoRA")
+    person.press("Pause", within="#lorakit_running")
+    person.reads("#lorakit_progress", "Paused", 120)
+    done = status(server)["step"]
+    assert 2 <= done < STEPS
+    between, _ = server.picture("a red circle")
+    shot(person, "paused")
+
+    person.reload()
+    person.press("Train LoRA")
+    person.reads("#lorakit_progress", "Paused")
+    assert person.value("#lorakit_folder") == str(pictures), "a reload lost what was typed"
+    person.press("Resume", within="#lorakit_running")
+    person.reads("#lorakit_progress", "Finished", 300)
+    assert status(server)["step"] == STEPS and (server.networks / "my toy.safetensors").is_file()
+    after, _ = server.picture("a red circle")
+    assert (between == after).all(), "training left something in the model"
+    person.reads("#lorakit_after", "<lora:my toy:1>")
+    shot(person, "finished")
+
+    person.press("Send the tag to txt2img")
+    prompt = "#txt2img_prompt"
+    assert "<lora:my toy:1>" in person.value(prompt)
+    person.fill(prompt, f"{PROMPT} <lora:my toy:1>")
+    person.press("Generate", within="#txt2img_generate_box, #txt2img_actions_column")
+    person.until(lambda: "my toy" in person.text("#html_info_txt2img, #html_log_txt2img"), "a picture's infotext", 240)
+    shot(person, "drawn")
+
+
+def test_the_card_writes_the_tag(server: Any, person: Person) -> None:
+    person.press("txt2img")
+    person.fill("#txt2img_prompt", "a toy")
+    person.press("Lora", within="#txt2img_extra_tabs")
+    person.until(lambda: person.all("#txt2img_lora_cards .card[data-name='my toy']"), "the card")
+    shot(person, "card")
+    person.one("#txt2img_lora_cards .card[data-name='my toy']").click()
+    person.until(lambda: "<lora:my toy:1>" in person.value("#txt2img_prompt"), "the tag")
+    assert "sks toy" in person.value("#txt2img_prompt")
+
+
+def test_nothing_complains(server: Any, person: Person) -> None:
+    assert server.faults() == []
+    ours = [line for line in person.complaints() if "lorakit" in line.lower()]
+    assert ours == []
