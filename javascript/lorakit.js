@@ -117,7 +117,8 @@
         const now = progress ? ["state", "id", "waiting"].map((name) => progress.dataset[name]).join("|") : "";
         const changed = now !== rev;
         rev = now;
-        if (changed) setTimeout(settle, SETTLED_MS);
+        const told = document.querySelector('[data-lk-view="told"]'), old = told && told.lkMark;
+        if (changed) setTimeout(() => settle(told, old), SETTLED_MS);
         for (const name of names()) {
             const one = panel(name);
             if (name === "running") continue;
@@ -131,11 +132,10 @@
         }
     }
 
-    function settle() { // some time after a change: what was told is old news, and folders are written by now
+    function settle(view, old) { // some time after a change: what was told is old news, and folders are written by now
         for (const name of names()) panel(name).stale = true;
         const source = document.querySelector('[data-lk-region="told"]');
-        const view = document.querySelector('[data-lk-view="told"]');
-        if (!source || !view || view.querySelector(".lk-bad")) return;
+        if (!source || !view || view.lkMark !== old || view.querySelector(".lk-bad")) return;
         source.dataset.lkMark = view.lkMark = "";
         view.replaceChildren();
     }

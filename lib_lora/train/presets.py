@@ -28,6 +28,8 @@ STYLE: Mapping[str, Any] = {
     "training.offset_noise": 0.05,
 }
 SMALL: Mapping[str, Any] = {"training.batch_size": 1, "training.checkpointing": True, "optimizer.name": "adamw8bit"}
+# In every preset: whoever names a trigger wants it to call, also where captions were written without it.
+ALWAYS: Mapping[str, Any] = {"data.prepend_trigger": True}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "subject": SUBJECT,
     "style": STYLE,
@@ -84,4 +86,4 @@ def preset_job(name: str, values: Mapping[str, Any] | None = None, overrides: Se
     """The preset's job with `{"section.name": value}` laid over. Raises BadConfig for an unknown preset."""
     if name not in tuple(PRESETS):  # whatever a program sends as name, hashable or not
         raise BadConfig(f"preset {name!r} is unknown; presets are {', '.join(PRESETS)}")
-    return make_job({**PRESETS[name], **(values or {})}, overrides)
+    return make_job({**ALWAYS, **PRESETS[name], **(values or {})}, overrides)

@@ -63,11 +63,12 @@ def concept_fields() -> tuple[Setting, ...]:
     return settings_of(CONCEPT, Concept)
 
 
-def default_text(item: Setting) -> str:
-    """The default as it is shown."""
+def _default(item: Setting) -> str:
+    """The default as it is shown: words as such, values as code."""
     if item.type is bool:
-        return "on" if item.default else "off"
-    return str(text_of(item, item.default)) or "empty"
+        return f"<span>{'on' if item.default else 'off'}</span>"
+    text = str(text_of(item, item.default))
+    return f"<code>{escape(text)}</code>" if text else "<span>empty</span>"
 
 
 def _section(name: str, title: str) -> str:
@@ -87,7 +88,7 @@ def _field(item: Setting) -> str:
         f"{_input(item, own, label_of(item))}"
         f'<p class="lkf-help" id="{own}-help">{escape(item.help)}</p>'
         f'<p class="lkf-default"><code>{item.key}</code> <span><span>default</span> '
-        f"<code>{escape(default_text(item))}</code></span></p>"
+        f"{_default(item)}</span></p>"
         '<p class="lkf-why" hidden></p></div>'
     )
 

@@ -94,7 +94,8 @@ def grid(run: str, shown: Grid, thumbs: Thumbs, names: Sequence[str]) -> str:
                 filled += f"<td>{picture(url, '', look, str(at)) if url else ''}</td>"
             rows.append(f'<tr><th scope="row">{_label(label)}</th>{filled}</tr>')
         tables.append(
-            f'<h4 class="notranslate">{escape(prompt)}</h4><div class="lk-scroll" tabindex="0"><table class="lk-grid-table"><thead><tr><td>'
+            f'<h4 class="notranslate">{escape(prompt)}</h4>'
+            f'<div class="lk-scroll" tabindex="0"><table class="lk-grid-table"><thead><tr><td>'
             f"</td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         )
     others = "".join(shows(name, {"grid": name}, on=name != shown.name) for name in names) if len(names) > 1 else ""

@@ -51,7 +51,8 @@ def tags(found: Sequence[tuple[str, int]], chosen: str) -> str:
         return ""
     buttons = "".join(_tag(tag, count, tag == chosen) for tag, count in found[:TAGS])
     rest = "".join(_tag(tag, count, tag == chosen) for tag, count in found[TAGS : TAGS * 10])
-    more = f"<details><summary>{word('More tags')}</summary><div class='lk-tags notranslate'>{rest}</div></details>" if rest else ""
+    title = f"<summary>{word('More tags')}</summary>"
+    more = f'<details>{title}<div class="lk-tags notranslate">{rest}</div></details>' if rest else ""
     head = f"<h4>{word('Tags: click one to see its pictures')}</h4>"
     return f'<div class="lk-view">{head}<div class="lk-tags notranslate">{buttons}</div>{more}</div>'
 
@@ -100,9 +101,7 @@ def progress(now: Progress) -> str:
 
 def options(names: Mapping[str, str]) -> str:
     """What each captioner needs, under the list: {name: why not, or what it fetches}."""
-    rows = "".join(
-        f"<li>{own(name)} <span>{spoken(told)}</span></li>" for name, told in names.items() if told
-    )
+    rows = "".join(f"<li>{own(name)} <span>{spoken(told)}</span></li>" for name, told in names.items() if told)
     return f'<div class="lk-view"><ul class="lk-soft">{rows}</ul></div>' if rows else ""
 
 

@@ -143,8 +143,9 @@ def _card(picture: Picture, root: Path) -> str:
         "lk-small",
     )
     return (
-        f'<li class="lk-picture">{thumbnail(picture.look, name)}<div class="lk-name notranslate" title="{escape(name)}">'
-        f'{escape(name)}</div><div class="lk-line"><span class="lk-soft lk-number">{size}</span>{away}</div>'
+        f'<li class="lk-picture">{thumbnail(picture.look, name)}'
+        f'<div class="lk-name notranslate" title="{escape(name)}">{escape(name)}</div>'
+        f'<div class="lk-line"><span class="lk-soft lk-number">{size}</span>{away}</div>'
         f'<div class="lk-caption" title="{escape(picture.caption)}">{caption}</div>'
         f'<div class="lk-badges">{badges}</div></li>'
     )

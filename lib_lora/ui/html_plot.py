@@ -12,6 +12,7 @@ from lib_lora.ui.trainer import Point
 
 WIDTH, HEIGHT = 600.0, 140.0  # of the drawing's own coordinates; it is stretched to its place
 DRAWN = 300  # points of a line; beyond that they are thinned
+LEAST = 1e-300  # a span below this has no steps to be drawn
 OUTLIERS = 0.98  # this share of the raw losses is in sight
 
 
@@ -80,7 +81,8 @@ def plot(
         f'<figure class="lk-plot"><figcaption>{escape(title)}</figcaption><div class="lk-axes">'
         f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" preserveAspectRatio="none" role="img" tabindex="0" '
         f'aria-label="{escape(title)}" data-names="{names}" data-rows="{rows}">'
-        f'<desc class="notranslate">{last}</desc><g class="lk-grid">{grid}</g>{drawn}</svg>{y_labels}{x_labels}</div></figure>'
+        f'<desc class="notranslate">{last}</desc>'
+        f'<g class="lk-grid">{grid}</g>{drawn}</svg>{y_labels}{x_labels}</div></figure>'
     )
 
 
@@ -97,8 +99,8 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     if not (math.isfinite(low) and math.isfinite(high)):
         return [0.0, 1.0]
     span = high - low
-    if span <= abs(high) * 1e-9:
-        low, span = min(low, 0.0), abs(high) or 1.0
+    if span <= max(abs(high) * 1e-9, LEAST):
+        low, span = min(low, 0.0), abs(high) if abs(high) > LEAST else 1.0
         high = low + span
     power = 10.0 ** math.floor(math.log10(span / count))
     step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= count)

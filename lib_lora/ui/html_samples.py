@@ -52,6 +52,7 @@ def _strip(prompt: str, found: Sequence[tuple[int, Sample]], thumbs: Thumbs, run
     left = len(found) - len(shown)
     more = f' <span class="lk-soft">{number(left)} {word("more between them")}</span>' if left else ""
     return (
-        f'<section class="lk-strip" data-key="{escape(prompt)}"><h4><span class="notranslate">{escape(prompt)}</span>{more}</h4>'
+        f'<section class="lk-strip" data-key="{escape(prompt)}"><h4>'
+        f'<span class="notranslate">{escape(prompt)}</span>{more}</h4>'
         f'<div class="lk-pics" tabindex="0">{"".join(pictures)}</div></section>'
     )

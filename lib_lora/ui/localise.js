@@ -20,7 +20,7 @@
 
     function text(node) {
         const parent = node.parentElement;
-        if (!parent || parent.closest("script, style, textarea, .notranslate")) return;
+        if (!parent || parent.closest("script, style, textarea, code, pre, .notranslate")) return;
         const found = known(node.data);
         if (found !== null && found !== node.data) node.data = found;
     }

@@ -37,10 +37,10 @@ from lib_lora.ui import (
     html_running,
     html_runs,
     html_samples,
-    standing,
     looking,
     picture_page,
     spoken,
+    standing,
 )
 from lib_lora.ui.captioners import Progress
 from lib_lora.ui.comparing import Drawing
@@ -73,7 +73,10 @@ def running(folder: Path) -> Iterator[str]:
     run = make_run(folder, NAME)
     samples = [replace(one, prompt=PROMPT) for one in run.samples * 20]
     yield html_samples.strips(samples, Thumbs(), run.id)
-    for shown in (looking.Shown(samples[0].path, "step 100", PROMPT), looking.Shown(samples[0].path, "final, strength 1", PROMPT)):
+    for shown in (
+        looking.Shown(samples[0].path, "step 100", PROMPT),
+        looking.Shown(samples[0].path, "final, strength 1", PROMPT),
+    ):
         yield looking.html(shown, {}, Thumbs())
 
 
@@ -111,20 +114,36 @@ def results(folder: Path) -> Iterator[str]:
     grid.sheet.write_bytes(b"")
     yield html_after.grid("a", grid, Thumbs(), ("001", "002")) + html_after.nothing()
     yield html_after.drawing(Drawing("a", "001", 1, 9, True), "a")
-    for message in ("Stopped after 3 of 9 pictures.", "Stopping after this picture.", "Nothing is being drawn."):
+    ready = f"The comparison is ready; it is also kept as '{MARK}' in the run's folder."
+    for message in (ready, "Stopped after 3 of 9 pictures.", "Stopping after this picture.", "Nothing is being drawn."):
         yield html_after.drawing(Drawing("a", message=message), "a")
-    yield html_after.drawing(Drawing("a", message=f"The comparison is ready; it is also kept as '{MARK}' in the run's folder."), "a")
     for text in (
         f"'{NAME}' is now the network of step 100. The one before is kept among the saved networks.",
-        f"Deleted 3 files of '{NAME}'.", "The card's preferred weight is now 0.8.", f"'{NAME}' is now the card's picture.",
-        f"Training '{NAME}' goes on from '{NAME}'.", "Pausing after this step.", f"Going on with '{NAME}'.",
-        f"'{NAME}' goes on when its turn comes.", "Stopping after this step.", "Taken out of the queue.", "Moved.",
-        "Nothing is being trained.", "The network is kept after this step.", f"Deleted the run '{NAME}'.",
-        f"Training '{NAME}'.", f"'{NAME}' waits in the queue, as number 2.", f"Preset '{NAME}' is set.",
-        f"Preset '{NAME}' is set. 3 settings that you had changed were replaced.", "The form is set for little memory.",
-        "The form is as at the beginning.", f"There is a preset '{NAME}' already. Replace it?", f"Delete preset '{NAME}'?",
-        f"Preset '{NAME}' is saved.", f"Preset '{NAME}' is deleted.", "The job is in the form: 12 settings.",
-    ):  # fmt: skip
+        f"Deleted 3 files of '{NAME}'.",
+        "The card's preferred weight is now 0.8.",
+        f"'{NAME}' is now the card's picture.",
+        f"Training '{NAME}' goes on from '{NAME}'.",
+        "Pausing after this step.",
+        f"Going on with '{NAME}'.",
+        f"'{NAME}' goes on when its turn comes.",
+        "Stopping after this step.",
+        "Taken out of the queue.",
+        "Moved.",
+        "Nothing is being trained.",
+        "The network is kept after this step.",
+        f"Deleted the run '{NAME}'.",
+        f"Training '{NAME}'.",
+        f"'{NAME}' waits in the queue, as number 2.",
+        f"Preset '{NAME}' is set.",
+        f"Preset '{NAME}' is set. 3 settings that you had changed were replaced.",
+        "The form is set for little memory.",
+        "The form is as at the beginning.",
+        f"There is a preset '{NAME}' already. Replace it?",
+        f"Delete preset '{NAME}'?",
+        f"Preset '{NAME}' is saved.",
+        f"Preset '{NAME}' is deleted.",
+        "The job is in the form: 12 settings.",
+    ):
         yield html.message(text)
 
 
@@ -153,9 +172,16 @@ def pictures() -> Iterator[str]:
     found = Survey(PATH.parent, tuple(every), parts, group, tuple(ADVICE), 99, 5)
     yield html_pictures.summary(found) + html_pictures.grid(every, PATH.parent)
     yield picture_page.INVITATION
-    reasons = ("more than 200 files at once", "larger than 64 MiB", "the set has 2000 files already", "the disk is full",
-               "the set would be larger than 2 GiB", "more than 120 million pixels", "not a picture, or broken",
-               "not sent by the browser")  # fmt: skip
+    reasons = (
+        "more than 200 files at once",
+        "larger than 64 MiB",
+        "the set has 2000 files already",
+        "the disk is full",
+        "the set would be larger than 2 GiB",
+        "more than 120 million pixels",
+        "not a picture, or broken",
+        "not sent by the browser",
+    )
     yield picture_page._refused(Saved(PATH, [], [(NAME, reason) for reason in reasons]))
     for words in ("Put aside:", "Brought back:", "Nothing is left to bring back.", "Pictures saved:"):
         yield picture_page._said(words, NAME)
@@ -186,7 +212,9 @@ def form() -> Iterator[str]:
     """The form's lines: base, trigger, name, costs, warnings, presets that are not offered."""
     for version in NAMES:
         yield form_lines.base_line(BaseFacts(NAME, version, 512))
-    yield form_lines.base_line(BaseFacts(NAME, "sd1", 512, "it is an inpainting model; choose one that draws from noise"))
+    yield form_lines.base_line(
+        BaseFacts(NAME, "sd1", 512, "it is an inpainting model; choose one that draws from noise")
+    )
     yield from trigger_lines()
     yield form_lines.name_line(NAME, "", "") + form_lines.name_line(NAME, f"{NAME}.safetensors", NAME)
     visits = (Visits(600, 2, 1200, 12, 100.0, 100.0), Visits(600, 2, 1200, 0, 0.0, 0.0))
@@ -196,7 +224,8 @@ def form() -> Iterator[str]:
     yield form_lines.estimate(form_lines.Costs(None, visits[0], None, None, None), list(warnings()), ())
     refused = ("needs about 8.2 GB, this GPU has 6 GB", "for SDXL, and the base is SD 1")
     yield form_lines.offers_line([Offer(NAME, text) for text in refused])
-    yield form_lines.estimate(("" and None) or form_lines.Costs(None, visits[1], None, None, None), ["This does not fit: it needs about 8.2 GB, this GPU has 6 GB."], ())  # fmt: skip
+    large = "This does not fit: it needs about 8.2 GB, this GPU has 6 GB."
+    yield form_lines.estimate(form_lines.Costs(None, visits[1], None, None, None), [large], ())
 
 
 def trigger_lines() -> Iterator[str]:

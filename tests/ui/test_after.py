@@ -70,13 +70,13 @@ def test_a_run_in_hand_is_not_shown_but_the_one_before(tmp_path: Path, run: RunF
     later = replace(make_run(tmp_path, "max"), made=1.8e9)
     trainer = trainer_with(tmp_path, later, run)
     part = After(trainer, Running(trainer))
-    assert "<b>max</b>" in part.answer(Request())["after"]
+    assert ">max</b>" in part.answer(Request())["after"]
     trainer.now = TrainStatus("running", "max", "max")
-    assert "<b>rex</b>" in part.answer(Request())["after"]
+    assert ">rex</b>" in part.answer(Request())["after"]
     trainer.now = TrainStatus("paused", "max", "max")
-    assert "<b>max</b>" in part.answer(Request())["after"]
-    assert "<b>rex</b>" in part.answer(Request(view={"run": "rex"}))["after"]
-    assert "<b>max</b>" in part.answer(Request(view={"run": ["nonsense"]}))["after"]
+    assert ">max</b>" in part.answer(Request())["after"]
+    assert ">rex</b>" in part.answer(Request(view={"run": "rex"}))["after"]
+    assert ">max</b>" in part.answer(Request(view={"run": ["nonsense"]}))["after"]
 
 
 def test_a_folder_that_is_broken_is_told(part: After, run: RunFacts) -> None:

@@ -140,7 +140,7 @@ def test_it_is_a_dictionary_without_empty_words(chinese: Mapping[str, str]) -> N
 
 def test_the_built_page_is_complete(chinese: Mapping[str, str], page: list[str]) -> None:
     assert len(page) > 300
-    assert [text for text in page if text not in chinese and not SD1.name == text] == []
+    assert [text for text in page if text not in chinese and text != SD1.name] == []
 
 
 def test_every_state_is_complete(chinese: Mapping[str, str], states: list[str]) -> None:

@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(html: str) -> list[str]:
-    return re.findall(r'<div class="lk-name" title="([^"]*)"', html)
+    return re.findall(r'<div class="lk-name[^"]*" title="([^"]*)"', html)
 
 
 def test_a_folder_is_shown_with_counts(page: Pictures, folder: Path) -> None:

@@ -55,7 +55,7 @@ def test_queue_is_moved(part: Running) -> None:
     part.act({"do": "move", "id": "b", "by": 10**9})
     assert trainer.named("move")[-1] == ("b", 1)
     html = part.answer(Request())["queue"]
-    assert html.index("<b>a</b>") < html.index("<b>b</b>")
+    assert html.index(">a</b>") < html.index(">b</b>")
 
 
 def test_errors_are_told_escaped_and_nothing_else_changes(part: Running) -> None:

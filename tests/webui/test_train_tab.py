@@ -111,8 +111,10 @@ def test_from_pictures_to_a_picture(server: Any, person: Person, pictures: Path)
     prompt = "#txt2img_prompt"
     assert "<lora:my toy:1>" in person.value(prompt)
     person.fill(prompt, f"{PROMPT} <lora:my toy:1>")
+    for name, number in (("width", 128), ("height", 128), ("steps", 8)):
+        person.number(f"#txt2img_{name}", number)
     person.press("Generate", within="#txt2img_generate_box, #txt2img_actions_column")
-    person.until(lambda: "my toy" in person.text("#html_info_txt2img, #html_log_txt2img"), "a picture's infotext", 240)
+    person.reads("#txt2img_results", "my toy", 240)
     shot(person, "drawn")
 
 
