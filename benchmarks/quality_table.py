@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality_methods import METHODS
 from benchmarks.quality_peers import PEERS
 
 BASE = "base"
@@ -44,12 +45,13 @@ def threshold(spread: float, count: int) -> float:
 
 
 def summary(records: Sequence[Record], kind: str) -> list[dict[str, Any]]:
-    """One row for each method of the subject or style cases, in the order of the records."""
+    """One row for each method of the subject or style cases: ours in their usual order, then the peers'."""
     chosen = [r for r in records if r["kind"] == kind]
     spread = pooled_spread(chosen)
     base = {(r["case"], r["seed"]): r for r in chosen if r["method"] == BASE}
     rows = []
-    for name in dict.fromkeys(r["method"] for r in chosen if r["method"] != BASE):
+    known = [*METHODS, *PEERS]
+    for name in sorted({r["method"] for r in chosen if r["method"] != BASE}, key=known.index):
         own = [r for r in chosen if r["method"] == name and (r["case"], r["seed"]) in base]
         if not own:
             continue
@@ -92,8 +94,7 @@ def text_of(records: Sequence[Record]) -> str:
     for kind in ("subject", "style"):
         rows = summary(records, kind)
         if rows:
-            spread = pooled_spread([r for r in records if r["kind"] == kind])
-            parts.append(_table(rows, kind, spread))
+            parts.append(_heading([r for r in records if r["kind"] == kind]) + _table(rows))
     pairs = [(peer, paired(records, PEERS[peer], peer)) for peer in PEERS]
     lines = [
         f"| {PEERS[peer]} | {peer} | {p['ours']:+.3f} | {p['peer']:+.3f} | {p['difference']:+.3f} "
@@ -107,15 +108,21 @@ def text_of(records: Sequence[Record]) -> str:
     return "\n\n".join(parts) or "nothing recorded yet"
 
 
-def _table(rows: Sequence[Mapping[str, Any]], kind: str, spread: float) -> str:
+def _heading(records: Sequence[Record]) -> str:
+    """What there is of one kind of case, and what a lift is held against."""
+    base = [r for r in records if r["method"] == BASE]
+    cases = ", ".join(dict.fromkeys(r["case"] for r in base))
+    spread = pooled_spread(records)
+    return (
+        f"**{records[0]['kind']}s** ({cases}): base {_number(_mean(r['score'] for r in base))}; spread over seeds, "
+        f"pooled, {_number(spread)}; a lift passes above {SURE:g} x {_number(spread)} x sqrt(2 / runs)\n\n"
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     heads = ("method", "lr", "steps", "runs", "score", "spread", "lift", "its error", "needed", "", "prompt (base)")
     heads += ("prior (base)", "kept", "class kept", "CPU s")
-    lines = [
-        f"{kind}: base {rows[0]['base score']:.3f}; spread over seeds, pooled, {spread:.4f}; a lift passes above "
-        f"{SURE:g} x {spread:.4f} x sqrt(2 / runs)\n",
-        f"| {' | '.join(heads)} |",
-        f"|{'---|' * len(heads)}",
-    ]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for r in rows:
         both = (f"{r[value]:.2f} ({r[f'base {value}']:.2f})" for value in ("prompt", "prior"))
         lift = (_number(r["spread"]), f"{r['lift']:+.3f}", _number(r["error"]), _number(r["needed"]), _verdict(r))

@@ -77,12 +77,25 @@
         if (document.title !== said) document.title = said;
     }
 
-    function notify(facts) {
+    // Whether the run that was seen training has ended since.
+    function ended(facts) {
         const was = before;
         before = facts ? {id: facts.id, state: facts.state} : null;
-        const ended = was && facts && was.id === facts.id && was.state === "running" && ENDS[facts.state];
-        const allowed = ended && "Notification" in window && Notification.permission === "granted";
-        if (!allowed) return;
+        return was && facts && was.id === facts.id && was.state === "running" && facts.state in ENDS;
+    }
+
+    // The webui's cards show new files when somebody presses their Refresh: one for each page since 1.8, one for all before.
+    function cards() {
+        for (const tab of ["txt2img", "img2img"]) {
+            for (const page of ["_lora_extra_refresh_internal", "_textual_inversion_extra_refresh_internal", "_extra_refresh"]) {
+                const button = document.getElementById(tab + page);
+                if (button && button.tagName === "BUTTON") button.click();
+            }
+        }
+    }
+
+    function notify(facts) {
+        if (!("Notification" in window) || Notification.permission !== "granted") return;
         try {
             const note = new Notification(say(ENDS[facts.state]) + ": " + facts.name, {
                 body: facts.state === "finished" ? facts.step + " " + say("steps") : facts.doing, tag: "lorakit-" + facts.id,
@@ -100,7 +113,9 @@
         const root = window.lorakit && window.lorakit.root(), facts = root ? Object.assign({}, root.dataset) : null;
         banners(facts);
         title(facts);
+        if (!ended(facts)) return;
         notify(facts);
+        if (facts.state === "finished") cards();
     }
 
     document.addEventListener("click", (event) => {

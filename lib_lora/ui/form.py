@@ -58,7 +58,7 @@ def add(trainer: Trainer, folder: Any) -> Form:
         form_toml.add(page, form.inputs)
         with gr.Row():
             train = gr.Button("Train", variant="primary", elem_id="lorakit_start")
-            queue = gr.Button("Add to queue", elem_id="lorakit_queue")
+            queue = gr.Button("Add to queue", elem_id="lorakit_queue", elem_classes=["lk-asks-notice"])
         message = gr.HTML(elem_id="lorakit_message")
     events = Events(page, looker)
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", **api_argument(train.click, None)}

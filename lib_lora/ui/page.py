@@ -29,7 +29,10 @@ def build(generator: GenerateService, trainer: Trainer) -> Any:
         with gr.Tabs():
             with gr.Tab("Generate"):
                 generate_tab.add(generator)
-            with gr.Tab("Train", elem_id="lorakit_train_tab"):
+            # gradio 6 builds a tab when it is first opened; what goes on is told outside of this one too
+            known = inspect.signature(gr.Tab.__init__).parameters
+            whole = {"render_children": True} if "render_children" in known else {}
+            with gr.Tab("Train", elem_id="lorakit_train_tab", **whole):
                 tab.add(trainer)
         page.load(None, [], [], queue=False, **api_argument(page.load, None), **js_argument(page.load, page_script()))
     page.lorakit_looks = {} if "css" in known else looks

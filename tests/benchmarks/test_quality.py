@@ -151,7 +151,8 @@ def test_the_table_by_hand() -> None:
     records = [_record(name, seed, score) for name, two in scores.items() for seed, score in enumerate(two)]
     spread = math.sqrt((2 * 0.01**2 + 2 * 0.02**2 + 2 * 0.01**2 + 2 * 0.02**2) / 4)
     assert quality_table.pooled_spread(records) == pytest.approx(spread)
-    rows = {row["method"]: row for row in quality_table.summary(records, "subject")}
+    rows = {row["method"]: row for row in quality_table.summary(records[::-1], "subject")}
+    assert list(rows) == ["lora", "norm", "peft lora"]
     assert rows["lora"]["lift"] == pytest.approx(0.21)
     assert rows["lora"]["needed"] == pytest.approx(3 * spread * math.sqrt(2 / 2))
     assert rows["lora"]["error"] == pytest.approx(0.01)  # lifts 0.20 and 0.22

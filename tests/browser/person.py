@@ -102,7 +102,8 @@ class Person:
             except WebDriverException as error:
                 last = str(error).splitlines()[0]
             time.sleep(0.1)
-        raise AssertionError(f"waited {seconds:g} s for {what} {last}\n{self.driver.find_element('tag name', 'body').text}")
+        seen = self.driver.find_element("tag name", "body").text
+        raise AssertionError(f"waited {seconds:g} s for {what} {last}\n{seen}")
 
     def reads(self, css: str, words: str, seconds: float = PATIENCE) -> None:
         """Wait until an element says this."""

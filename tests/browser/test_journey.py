@@ -1,4 +1,4 @@
-"""From an empty page to a network in a prompt, as a newcomer goes: the program of our own with the shipped miniature."""
+"""From an empty page to a network in a prompt, as a newcomer goes: the program of our own, with the miniature."""
 
 from __future__ import annotations
 

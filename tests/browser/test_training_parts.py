@@ -196,8 +196,13 @@ def test_lost_connection_is_told_and_found_again(stage: Stage, at: Person, run: 
     at.reads("#lorakit_lost", "Connection lost, trying again.")
     stage.trainer.now = replace(stage.trainer.now, step=300)
     stage.serve()
-    at.until(lambda: at.all("#lorakit_progress h3") or tab(at, "Train"), "the tab")  # gradio 6 loads the page again
-    at.reads("#lorakit_progress", "300 of 400")
+
+    def goes_on() -> bool:
+        if not at.all("#lorakit_progress h3"):  # gradio 6 loads the page again by itself
+            tab(at, "Train")
+        return any("300 of 400" in one.text for one in at.all("#lorakit_progress"))
+
+    at.until(goes_on, "the job where it is now")
     at.until(lambda: not at.all("#lorakit_lost"), "the note gone")
 
 

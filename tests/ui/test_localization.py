@@ -40,6 +40,16 @@ def chinese() -> Mapping[str, str]:
 
 
 @pytest.fixture(scope="module")
+def source() -> str:
+    """All our code, with texts that go on in the next line joined."""
+    return "\n".join(
+        re.sub(r'["\']\s*\n\s*f?["\']', "", path.read_text(encoding="utf-8"))
+        for folder, kind in (("lib_lora", "*.py"), ("javascript", "*.js"))
+        for path in sorted((ROOT / folder).rglob(kind))
+    )
+
+
+@pytest.fixture(scope="module")
 def states(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The words of every state."""
     found = [text for html in every_state.every(tmp_path_factory.mktemp("states")) for text in words_of(html)]
@@ -159,14 +169,17 @@ def test_words_of_a_user_are_never_within_ours(states: list[str], page: list[str
     assert [text for text in (*states, *page) if MARK in text] == []
 
 
-def test_nothing_is_translated_in_vain(chinese: Mapping[str, str], page: list[str], states: list[str]) -> None:
-    source = "\n".join(
-        re.sub(r'["\']\s*\n\s*f?["\']', "", path.read_text(encoding="utf-8"))
-        for folder, kind in (("lib_lora", "*.py"), ("javascript", "*.js"))
-        for path in sorted((ROOT / folder).rglob(kind))
-    )
+def test_nothing_is_translated_in_vain(
+    chinese: Mapping[str, str], page: list[str], states: list[str], source: str
+) -> None:
     known = {*page, *states, *ours(), *OF_GRADIO}
     assert [key for key in chinese if key not in known and key not in source] == []
+
+
+def test_what_goes_wrong_is_said_like_that(source: str) -> None:
+    """The sentences of every_state are those of the program, so that a changed one is noticed here."""
+    parts = [part for text in every_state.ERRORS for part, is_value in pieces(text) if not is_value]
+    assert [part for part in parts if len(part) > 12 and part.strip(" ():;,.") not in source] == []
 
 
 def test_it_is_chinese_and_keeps_numbers(chinese: Mapping[str, str]) -> None:

@@ -123,7 +123,7 @@ def test_the_card_writes_the_tag(server: Any, person: Person) -> None:
     person.fill("#txt2img_prompt", "a toy")
     person.press("Lora", within="#txt2img_extra_tabs")
     person.until(lambda: person.all("#txt2img_lora_cards .card[data-name='my toy']"), "the card")
-    shot(person, "card")
+    shot(person, "card")  # it came without anybody pressing Refresh
     person.one("#txt2img_lora_cards .card[data-name='my toy']").click()
     person.until(lambda: "<lora:my toy:1>" in person.value("#txt2img_prompt"), "the tag")
     assert "sks toy" in person.value("#txt2img_prompt")
