@@ -13,8 +13,8 @@ from lib_lora.train.jobs import Run
 from lib_lora.ui import html, html_after, looking
 from lib_lora.ui.comparing import Comparer
 from lib_lora.ui.html_after import FINAL, Result
-from lib_lora.ui.live import Panel, Request
-from lib_lora.ui.running import Do, Running, text_of
+from lib_lora.ui.live import Do, Panel, Request, act, text_of
+from lib_lora.ui.running import Running
 from lib_lora.ui.trainer import RunFacts, Trainer
 
 MORE_STEPS = 3  # a run that goes on has this part of the first one's steps, unless the user says otherwise
@@ -57,13 +57,7 @@ class After:
 
     def act(self, do: Do) -> str:
         """Do what a button asks for; what came of it as HTML."""
-        action = self.actions.get(text_of(do, "do"))
-        if action is None:
-            return html.message("the page asked for something unknown; load it again", bad=True)
-        try:
-            return html.message(action(do))
-        except LoraError as error:
-            return html.message(str(error), bad=True)
+        return act(do, self.actions)
 
     def chosen(self, asked: Any) -> RunFacts | None:
         """The run that the browser looks at, else the job in hand if it has ended, else the latest that made a file."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from lib_lora.errors import LoraError
+from lib_lora.ui import html as told
 from lib_lora.ui.compat import api_argument, js_argument
 
 
@@ -41,6 +43,8 @@ class Request:
         return cls(seen, view, do, beat if type(beat) is int else 0)
 
 
+Do = Mapping[str, Any]
+Action = Callable[[Do], str]
 Answer = Callable[[Request], Mapping[str, str]]
 
 
@@ -115,3 +119,20 @@ def mark_of(html: str) -> str:
 
 def _table(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def act(do: Do, actions: Mapping[str, Action]) -> str:
+    """Do what a button asks for by the name `do`; what came of it as HTML."""
+    action = actions.get(text_of(do, "do"))
+    if action is None:
+        return told.message("the page asked for something unknown; load it again", bad=True)
+    try:
+        return told.message(action(do))
+    except LoraError as error:
+        return told.message(str(error), bad=True)
+
+
+def text_of(do: Do, name: str) -> str:
+    """A text that the browser sent, or ""."""
+    value = do.get(name)
+    return value if isinstance(value, str) else ""

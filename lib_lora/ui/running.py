@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
-from lib_lora.errors import LoraError
-from lib_lora.ui import html, html_plot, html_running, html_samples, looking
-from lib_lora.ui.live import Panel, Request
+from lib_lora.ui import html_plot, html_running, html_samples, looking
+from lib_lora.ui.live import Action, Do, Panel, Request, act, text_of
 from lib_lora.ui.thumbs import Thumbs
 from lib_lora.ui.trainer import Trainer, TrainStatus
-
-Do = Mapping[str, Any]
-Action = Callable[[Do], str]
 
 
 class Running:
@@ -53,13 +48,7 @@ class Running:
 
     def act(self, do: Do) -> str:
         """Do what a button asks for; what came of it as HTML."""
-        action = self.actions.get(text_of(do, "do"))
-        if action is None:
-            return html.message("the page asked for something unknown; load it again", bad=True)
-        try:
-            return html.message(action(do))
-        except LoraError as error:
-            return html.message(str(error), bad=True)
+        return act(do, self.actions)
 
     def curves(self, status: TrainStatus) -> str:
         """The plots; nothing before the first job."""
@@ -81,9 +70,3 @@ def add(trainer: Trainer) -> Running:
     with gr.Column(elem_classes=["lorakit"], elem_id="lorakit_running"):
         running.refresh = Panel("running", regions, button="lorakit_refresh").add(running.answer)
     return running
-
-
-def text_of(do: Do, name: str) -> str:
-    """A text that the browser sent, or ""."""
-    value = do.get(name)
-    return value if isinstance(value, str) else ""

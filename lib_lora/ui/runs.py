@@ -8,11 +8,10 @@ from lib_lora.errors import LoraError
 from lib_lora.train.differences import differences
 from lib_lora.train.export import command_for, job_text
 from lib_lora.train.jobs import Run
-from lib_lora.ui import html, html_runs
+from lib_lora.ui import html_runs
 from lib_lora.ui.compat import api_argument
 from lib_lora.ui.html_runs import Detail
-from lib_lora.ui.live import Panel, Request, asking
-from lib_lora.ui.running import Do, text_of
+from lib_lora.ui.live import Do, Panel, Request, act, asking, text_of
 from lib_lora.ui.thumbs import Thumbs
 from lib_lora.ui.trainer import Settings, Trainer
 
@@ -48,13 +47,7 @@ class Runs:
 
     def act(self, do: Do) -> str:
         """Do what a button asks for; what came of it as HTML."""
-        action = self.actions.get(text_of(do, "do"))
-        if action is None:
-            return html.message("the page asked for something unknown; load it again", bad=True)
-        try:
-            return html.message(action(do))
-        except LoraError as error:
-            return html.message(str(error), bad=True)
+        return act(do, self.actions)
 
     def detail(self, id: str) -> str:
         """One run in detail; empty if there is none of that id any more."""
