@@ -64,7 +64,7 @@ def test_from_pictures_to_a_prompt(person: Person, program: tuple[Standalone, st
     person.reload()
     person.press("Train")
     state(person, "Paused")
-    assert person.value("#lorakit_folder") == str(pictures), "a reload lost what was typed"
+    person.until(lambda: person.value("#lorakit_folder") == str(pictures), "what was typed before the reload")
     person.press("Resume", within="#lorakit_running")
     state(person, "Finished", 240)
     status = running.jobs.status()

@@ -98,7 +98,7 @@ def test_from_pictures_to_a_picture(server: Any, person: Person, pictures: Path)
     person.reload()
     person.press("Train LoRA")
     person.reads("#lorakit_progress", "Paused")
-    assert person.value("#lorakit_folder") == str(pictures), "a reload lost what was typed"
+    person.until(lambda: person.value("#lorakit_folder") == str(pictures), "what was typed before the reload")
     person.press("Resume", within="#lorakit_running")
     person.reads("#lorakit_progress", "Finished", 300)
     assert status(server)["step"] == STEPS and (server.networks / "my toy.safetensors").is_file()
