@@ -35,7 +35,6 @@
     }
 
     // ---- asking
-
     function request(name) { // called by gradio when the hidden button is pressed; what it sends
         const one = panel(name), seen = {};
         for (const source of sources()) {
@@ -181,50 +180,8 @@
     }
 
     // ---- showing
-
-    function keyOf(node) {
-        return node.nodeType === Node.ELEMENT_NODE ? node.dataset.key : undefined;
-    }
-
-    // Change `live` as `was` changed to `now`. What translations, the reader or scripts did to `live` stays.
-    function patch(live, was, now) {
-        if (was.isEqualNode(now)) return live;
-        if (was.nodeName !== now.nodeName || was.nodeType !== Node.ELEMENT_NODE || keyOf(was) !== keyOf(now)) {
-            const fresh = document.importNode(now, true);
-            live.replaceWith(fresh);
-            return fresh;
-        }
-        for (const {name, value} of now.attributes) if (was.getAttribute(name) !== value) live.setAttribute(name, value);
-        for (const {name} of was.attributes) if (!now.hasAttribute(name)) live.removeAttribute(name);
-        children(live, was, now);
-        return live;
-    }
-
-    function children(live, was, now) {
-        const nodes = Array.from(live.childNodes), old = Array.from(was.childNodes);
-        if (nodes.length !== old.length) { // somebody else changed it: begin anew
-            live.replaceChildren(...Array.from(now.childNodes, (node) => document.importNode(node, true)));
-            return;
-        }
-        const free = new Set(old.keys());
-        const partner = Array.from(now.childNodes, (node) => {
-            for (const i of free) {
-                if (keyOf(old[i]) === keyOf(node) && old[i].nodeName === node.nodeName) {
-                    free.delete(i);
-                    return i;
-                }
-            }
-            return -1;
-        });
-        for (const i of free) nodes[i].remove();
-        partner.forEach((i, place) => {
-            const node = now.childNodes[place];
-            const made = i < 0 ? document.importNode(node, true) : patch(nodes[i], old[i], node);
-            if (live.childNodes[place] !== made) live.insertBefore(made, live.childNodes[place] || null);
-        });
-    }
-
     function sync() {
+        if (!window.lorakitPatch) return; // lorakit_patch.js is on its way
         for (const source of sources()) {
             const view = document.querySelector('[data-lk-view="' + source.dataset.lkRegion + '"]');
             if (!view || view.lkMark === source.dataset.lkMark) continue;
@@ -232,7 +189,7 @@
             parsed.innerHTML = source.textContent; // our own HTML, in which the server has escaped what users wrote
             const away = Array.from(view.querySelectorAll(".lk-lines, .lk-pics")).filter((one) => !atEnd(one));
             if (view.lkFrom) {
-                children(view, view.lkFrom, parsed.content);
+                window.lorakitPatch(view, view.lkFrom, parsed.content);
             } else {
                 view.replaceChildren(document.importNode(parsed.content, true));
             }
@@ -276,7 +233,6 @@
     }
 
     // ---- pressing
-
     function panelOf(element) {
         if (element.dataset.panel) return element.dataset.panel;
         const view = element.closest("[data-lk-view]");

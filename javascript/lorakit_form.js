@@ -31,7 +31,6 @@
     }
 
     // ---- between the hidden text and the fields
-
     function read() {
         const field = box("lorakit_form_state");
         if (!field || field.value === text) return;
@@ -127,7 +126,6 @@
     }
 
     // ---- search
-
     function filter() {
         const root = settings(), find = byId("lorakit_find");
         if (!root || !find) return;
@@ -197,7 +195,6 @@
     }
 
     // ---- what people do
-
     function edited(event) {
         const field = event.target;
         if (field.id === "lorakit_find") return searched();

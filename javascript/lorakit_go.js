@@ -16,12 +16,20 @@
         return first;
     }
 
+    function withTag(prompt, tag) { // in place of the same network's tag, whose strength may be another
+        const from = tag.startsWith("<") ? prompt.indexOf(tag.slice(0, tag.lastIndexOf(":") + 1)) : prompt.indexOf(tag);
+        if (from < 0) return prompt + " " + tag;
+        const to = tag.startsWith("<") ? prompt.indexOf(">", from) + 1 : from + tag.length;
+        return prompt.slice(0, from) + tag + prompt.slice(to || prompt.length);
+    }
+
     function send(tag, words) {
         const field = PROMPTS.map((one) => document.querySelector(one)).find(Boolean);
         if (!field) return;
         const now = field.value.trim();
-        if (!now.includes(tag)) {
-            field.value = now ? now + " " + tag : (words + " " + tag).trim();
+        const then = withTag(now.includes(words) ? now : now + ", " + words, tag).replace(/^[,\s]+/, "");
+        if (then !== now) {
+            field.value = then;
             field.dispatchEvent(new Event("input", {bubbles: true}));
         }
         const tab = tabOf(field);

@@ -30,8 +30,8 @@ def build(generator: GenerateService, trainer: Trainer) -> Any:
             with gr.Tab("Generate"):
                 generate_tab.add(generator)
             # gradio 6 builds a tab when it is first opened; what goes on is told outside of this one too
-            known = inspect.signature(gr.Tab.__init__).parameters
-            whole = {"render_children": True} if "render_children" in known else {}
+            of_tab = inspect.signature(gr.Tab.__init__).parameters
+            whole = {"render_children": True} if "render_children" in of_tab else {}
             with gr.Tab("Train", elem_id="lorakit_train_tab", **whole):
                 tab.add(trainer)
         page.load(None, [], [], queue=False, **api_argument(page.load, None), **js_argument(page.load, page_script()))

@@ -272,6 +272,14 @@ def test_tag_goes_to_the_prompt(stage: Stage, at: Person) -> None:
     at.press("Send the tag to txt2img")
     time.sleep(0.3)
     assert at.value("#lorakit_prompt") == "sks dog <lora:rex:1>"  # once is enough
+    for before, after in (
+        ("a red ball", "a red ball, sks dog <lora:rex:1>"),  # the words that call it are wanted as well
+        ("sks dog <lora:rex:0.5>, in snow", "sks dog <lora:rex:1>, in snow"),
+    ):
+        at.fill("#lorakit_prompt", before)
+        tab(at, "Train")
+        at.press("Send the tag to txt2img")
+        at.until(lambda wanted=after: at.value("#lorakit_prompt") == wanted, after)
 
 
 def test_runs_open_stay_open_and_fill_the_form(stage: Stage, at: Person, run: RunFacts) -> None:
