@@ -86,6 +86,7 @@ METHODS: Mapping[str, Method] = {
     "rslora": _typed("lora", 1.25e-3, network__rslora=True),
     "lora+": _typed("lora", 4e-4, optimizer__lora_plus=16.0),
     "lora+te": _typed("lora", 5e-3, network__train_text_encoder=True, optimizer__te_lr=5e-4),
+    "lora flat": _typed("lora", 5e-3, training__weighting="none"),
     "dreambooth": Method(6e-4, _DREAMBOOTH, CHECKPOINT),
     "dreambooth as lora": Method(6e-4, _DREAMBOOTH, NETWORK, "trained-lora.safetensors", of="dreambooth"),
     "dreambooth prior": Method(

@@ -14,6 +14,7 @@ from benchmarks.quality_methods import METHODS
 from benchmarks.quality_peers import PEERS
 
 BASE = "base"
+FIRST = "lora"  # each method is also held beside this one, on the cases and seeds both have
 SURE = 3.0  # how many standard errors a lift must be
 Record = Mapping[str, Any]
 
@@ -65,6 +66,8 @@ def summary(records: Sequence[Record], kind: str) -> list[dict[str, Any]]:
         row["error"] = _error([r["score"] - b["score"] for r, b in pairs])
         row["needed"] = threshold(spread, len(own))
         row["passes"] = row["lift"] > row["needed"]
+        against = paired(chosen, name, FIRST)
+        row["beside"] = (against["difference"], against["error"]) if against["runs"] else (math.nan, math.nan)
         row["cpu"] = _mean(r["cpu_s"] for r in own if "cpu_s" in r)
         rows.append(row)
     return rows
@@ -120,15 +123,16 @@ def _heading(records: Sequence[Record]) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    heads = ("method", "lr", "steps", "runs", "score", "spread", "lift", "its error", "needed", "", "prompt (base)")
-    heads += ("prior (base)", "kept", "class kept", "CPU s")
+    heads = ("method", "lr", "steps", "runs", "score", "spread", "lift", "its error", "needed", "")
+    heads += ("minus LoRA", "prompt (base)", "prior (base)", "kept", "class kept", "CPU s")
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for r in rows:
         both = (f"{r[value]:.2f} ({r[f'base {value}']:.2f})" for value in ("prompt", "prior"))
         lift = (_number(r["spread"]), f"{r['lift']:+.3f}", _number(r["error"]), _number(r["needed"]), _verdict(r))
         kept = (_number(r["kept"]), _number(r["kept_class"]), f"{r['cpu']:.0f}")
+        beside = "" if r["method"] == FIRST else f"{r['beside'][0]:+.3f} ({_number(r['beside'][1])})"
         head = (r["method"], f"{r['rate']:g}", str(r["steps"]), str(r["runs"]), f"{r['score']:.3f}")
-        lines.append(f"| {' | '.join((*head, *lift, *both, *kept))} |")
+        lines.append(f"| {' | '.join((*head, *lift, beside, *both, *kept))} |")
     return "\n".join(lines)
 
 

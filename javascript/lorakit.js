@@ -256,10 +256,13 @@
 
     function sure(button) { // asks for a second press where that is wanted
         if (!button.dataset.ask) return true;
+        const what = JSON.stringify([button.dataset.do, button.dataset.set, button.dataset.askMore]);
         if (button.lkAsked) {
+            const same = button.lkAskedFor === what; // the page may have changed: what was asked is no answer to this
             button.lkAsked();
-            return true;
+            if (same) return true;
         }
+        button.lkAskedFor = what;
         const label = Array.from(button.childNodes), question = document.createElement("span"), more = document.createElement("span");
         question.textContent = button.dataset.ask; // words of their own, so that they can be translated
         more.textContent = button.dataset.askMore || "";

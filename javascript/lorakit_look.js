@@ -50,6 +50,7 @@
         if (!wanted || !dialog) return;
         if (event.key === "Escape") {
             event.preventDefault();
+            event.stopPropagation(); // the webui's own answer to Escape fails where there is no Interrupt button
             close();
         } else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
             const button = dialog.querySelectorAll("[data-look]")[event.key === "ArrowLeft" ? 0 : 1];
@@ -60,6 +61,6 @@
             event.preventDefault();
             buttons[(at + buttons.length) % buttons.length].focus();
         }
-    });
+    }, true);
     document.addEventListener("lorakit", (event) => { if (event.detail === "look") update(); });
 })();

@@ -6,8 +6,7 @@
     const ENDS = {finished: "Training has finished", failed: "Training failed", interrupted: "Training was interrupted"};
     const ASKING = "#lorakit_start, .lk-asks-notice";
     const PLACES = ["#txt2img_actions_column", "#img2img_actions_column", "#lorakit_generate"];
-    const TITLE = /^\d+ % \u00b7 .*? \u2013 /;
-    let before = null;
+    let before = null, front = ""; // what we have put before the page's own title
 
     function say(text) { // in the page's language: a notification is no text node that would be translated
         return (window.localization || {})[text] || text;
@@ -71,10 +70,10 @@
     }
 
     function title(facts) {
-        const bare = document.title.replace(TITLE, "");
+        const bare = document.title.startsWith(front) ? document.title.slice(front.length) : document.title;
         const training = facts && facts.state === "running";
-        const said = training ? facts.percent + " % \u00b7 " + facts.name + " \u2013 " + bare : bare;
-        if (document.title !== said) document.title = said;
+        front = training ? facts.percent + " % \u00b7 " + facts.name.replace(/\s+/g, " ") + " \u2013 " : "";
+        if (document.title !== front + bare) document.title = front + bare;
     }
 
     // Whether the run that was seen training has ended since.

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -123,7 +124,8 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     Raises BadFile if the folder or file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    own = f"{os.getpid()}-{threading.get_ident()}"  # two threads may write the same file, as two tabs of a page do
+    temporary = path.with_name(f".{path.name[:40]}.{own}.tmp")  # names may be as long already as they can be
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib_lora.errors import LoraError, TrainingFailed
+from lib_lora.errors import BadConfig, LoraError, TrainingFailed
 from lib_lora.files.library import NetworkLibrary
 from lib_lora.host import training
 from lib_lora.host.guard import require_whole
@@ -20,7 +20,9 @@ from lib_lora.prompt import Presets
 from lib_lora.train.config import JobConfig
 from lib_lora.train.control import Control
 from lib_lora.train.jobs import Run
+from lib_lora.train.story import Story
 from lib_lora.ui.drawing import Drawing, draw
+from lib_lora.ui.local_trainer import other_base
 from lib_lora.ui.trainer import BaseFacts
 
 log = logging.getLogger(__name__)
@@ -74,13 +76,20 @@ class WebuiPlace:
         training.require_packages()
         training.require_allowed(self._host, job)
         try:
-            self._host.exclusive(lambda: training.train_on(self._host, job, _ignore, control, run.folder))
+            self._host.exclusive(lambda: self._train_alone(job, run, control))
         except LoraError:
             raise
         except Exception as error:  # nobody would see it in this thread: the tab shows it, the console has the trace
             log.exception("training failed")
             raise TrainingFailed(f"{type(error).__name__}: {error}; the console shows where it happened") from error
         training.list_anew(self._host, job)
+
+    def _train_alone(self, job: JobConfig, run: Run, control: Control) -> None:
+        """Train on the model that is loaded now: another may have been chosen while the run waited for it."""
+        wanted, loaded = Story(run).read().base, self.loaded()
+        if wanted and loaded and wanted != loaded:
+            raise BadConfig(other_base(run.folder.name, wanted, loaded))
+        training.train_on(self._host, job, _ignore, control, run.folder)
 
     def draw(self, drawing: Drawing) -> Sequence[Any]:
         """Draw alone on the model."""

@@ -52,9 +52,15 @@ def saved(run: Run, job: JobConfig, steps: Collection[int]) -> list[Saved]:
 
 
 def network_file(run: Run, job: JobConfig) -> Path | None:
-    """The run's finished main file, where the job wants it or else in the run's folder; None if there is none."""
+    """The run's finished main file, where the job wants it or else in the run's folder; None if there is none.
+
+    What is where the job wants it may be another run's by now: only a copy of the run's own is meant.
+    """
     own, target = _finished(run, job)[0]
-    return next((path for path in (target, own) if path is not None and path.is_file()), None)
+    if not own.is_file():
+        return None
+    copied = target is not None and target.is_file() and filecmp.cmp(own, target, shallow=False)  # asked of once
+    return target if copied else own
 
 
 def tag_of(job: JobConfig) -> str:

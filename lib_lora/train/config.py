@@ -15,6 +15,7 @@ from lib_lora.train.sections_data import Concept, Data, Output, Prior, Training
 from lib_lora.train.settings import Setting, settings_of
 from lib_lora.train.toml import dump_toml, read_toml
 
+LONGEST_NAME = 200  # bytes: file systems take 255, and steps, numbers and endings come behind it
 CONCEPT = "concept"  # the one section there may be several of
 
 
@@ -153,4 +154,6 @@ def _consistent(job: JobConfig) -> JobConfig:
     name = job.output.name
     if not name.strip() or any(sign in '/\\:*?"<>|' or sign < " " for sign in name) or name.strip(". ") != name:
         raise BadConfig(f'output.name = {name!r} is not accepted; give a file name without / \\ : * ? " < > |')
+    if len(name.encode()) > LONGEST_NAME:  # found out now, not when the file is written after hours
+        raise BadConfig(f"output.name = {name!r} is not accepted; give a name of at most {LONGEST_NAME} bytes")
     return job

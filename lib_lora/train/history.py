@@ -59,8 +59,8 @@ class History:
 
     def open(self, id: str) -> Run:
         """The run of an id. Raises BadConfig if there is none: ids come from outside and are never joined as paths."""
-        folder = self.folder / id if _is_name(id) else None
-        if folder is None or folder.is_symlink() or not (folder / JOB).is_file():
+        folder = self.folder / id if _is_name(id) else None  # os.path has no error for names that no system takes
+        if folder is None or os.path.islink(folder) or not os.path.isfile(folder / JOB):
             raise BadConfig(f"there is no run {id!r}; choose one of the list")
         return Run(folder)
 
@@ -125,7 +125,7 @@ class History:
         run = self.open(id)
         with run.locked():
             pass
-        gone = self.folder / f"{FORGOTTEN}{time.time_ns()}-{id}"
+        gone = self.folder / f"{FORGOTTEN}{time.time_ns()}"
         try:
             run.folder.rename(gone)  # what is half deleted must not be listed
         except OSError as error:
@@ -133,7 +133,8 @@ class History:
         with self._lock:
             for known in (self._stories, self._briefs, self._jobs):
                 known.pop(id, None)  # type: ignore[attr-defined]
-        shutil.rmtree(gone, ignore_errors=True)
+        for half in self.folder.glob(f"{FORGOTTEN}*"):  # this one, and what could not be deleted before
+            shutil.rmtree(half, ignore_errors=True)
 
     def _run(self, id: str) -> Run:
         return Run(self.folder / id)

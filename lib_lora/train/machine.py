@@ -9,7 +9,8 @@ from lib_lora.train.wizard import Machine
 
 def this_machine(version: str) -> Machine:
     """The machine as jobs on a base of this version see it."""
-    return Machine(version, gpu_memory(), importlib.util.find_spec("bitsandbytes") is not None)
+    memory = gpu_memory()
+    return Machine(version, memory, memory is not None and importlib.util.find_spec("bitsandbytes") is not None)
 
 
 def gpu_memory() -> int | None:

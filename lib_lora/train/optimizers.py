@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import logging
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from lib_lora.train.sections import OptimizerSection
 logger = logging.getLogger(__name__)
 Groups = list[dict[str, Any]]
 Arguments = Mapping[str, Any]
+PACKAGES = {"adafactor": "transformers", "prodigy": "prodigyopt", "schedulefree": "schedulefree"}
 PROBED = 8192  # elements of a trial step: bitsandbytes keeps fewer than 4096 in 32 bits
 BROKEN = (RuntimeError, AttributeError, NameError, OSError, TypeError, ValueError)  # as libraries without a GPU raise
 
@@ -32,6 +34,13 @@ def build_optimizer(section: OptimizerSection, groups: Groups) -> torch.optim.Op
     if callable(train):  # the schedule-free ones keep two points, and train at one of them
         train()
     return optimizer
+
+
+def require_package(section: OptimizerSection) -> None:
+    """Raises BadConfig if the package of the job's optimizer is not there; to be asked before anything is prepared."""
+    package = "bitsandbytes" if section.name.endswith("8bit") else PACKAGES.get(section.name)
+    if package and importlib.util.find_spec(package) is None:
+        raise _without(section, package, "it is not installed")
 
 
 def parse_arguments(section: OptimizerSection) -> dict[str, Any]:
@@ -115,10 +124,14 @@ def _import(section: OptimizerSection, module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except (ImportError, *BROKEN) as error:
-        raise BadConfig(
-            f"optimizer.name = {section.name!r} needs {package}, which cannot be imported ({error}); "
-            f"install it (pip install {package}) or use optimizer.name = 'adamw'"
-        ) from error
+        raise _without(section, package, str(error)) from error
+
+
+def _without(section: OptimizerSection, package: str, why: str) -> BadConfig:
+    return BadConfig(
+        f"optimizer.name = {section.name!r} needs {package}, which cannot be imported ({why}); "
+        f"install it (pip install {package}) or use optimizer.name = 'adamw'"
+    )
 
 
 def _adamw(section: OptimizerSection, groups: Groups, arguments: Arguments) -> torch.optim.Optimizer:

@@ -17,7 +17,7 @@ from lib_lora.train.jobs import Event, Run, file_digest, stamp, targets
 from lib_lora.train.methods.base import Product
 from lib_lora.train.preview import AsTrained
 from lib_lora.train.session import Session, kept_rng
-from lib_lora.train.sidecar import write_sidecar
+from lib_lora.train.sidecar import write_config, write_sidecar
 
 
 class Outputs:
@@ -54,6 +54,7 @@ class Outputs:
             if target is not None:
                 copy_file(made, target)
             files.append(target or made)
+            write_config(self._session, product, files[-1])
             if self._output.sidecar:
                 write_sidecar(self._session, product, files[-1], self._last_sample())
         return files

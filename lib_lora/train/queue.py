@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib_lora.errors import BadConfig, Cancelled, LoraError, Paused
+from lib_lora.errors import BadConfig, BadFile, Cancelled, LoraError, Paused
 from lib_lora.train.config import JobConfig
 from lib_lora.train.control import Control
 from lib_lora.train.history import History
-from lib_lora.train.jobs import ENDINGS, QUEUED, Run, stamp
+from lib_lora.train.jobs import ENDINGS, QUEUED, Event, Run, stamp
 from lib_lora.train.queue_file import QueueFile
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,11 @@ class JobQueue:
         self._file = QueueFile(folder)
         self._take_over()
 
+    @property
+    def closed(self) -> bool:
+        """Whether another has taken its place, or will."""
+        return self._closed
+
     def state(self) -> QueueState:
         """How the queue stands."""
         with self._lock:
@@ -69,7 +75,11 @@ class JobQueue:
         `base` is the name of the model it is for, noted in the run's events.
         """
         run = Run.create(job)
-        run.append(stamp(QUEUED, folder=str(run.folder), **({"base": base} if base else {})))
+        try:
+            _note(run, stamp(QUEUED, folder=str(run.folder), **({"base": base} if base else {})))
+        except BadFile:
+            shutil.rmtree(run.folder, ignore_errors=True)  # nothing is in it yet
+            raise
         with self._lock:
             if not self._waiting and self._state_of(self._hand) != "paused":
                 self._halted = False  # nothing is left of what it was halted for
@@ -124,8 +134,9 @@ class JobQueue:
                 self._halted = False
                 return "stopping"
             if id in self._waiting:
-                self._waiting.remove(id)
                 self._end(id, "taken out of the queue")
+                self._waiting.remove(id)
+                self._keep()
             elif self._hand and id in ("", self._hand) and self._state_of(self._hand) in ("paused", "interrupted"):
                 self._halted = False
                 self._end(self._hand, "cancelled while it was paused; resume to go on")
@@ -138,6 +149,13 @@ class JobQueue:
         """Take a waiting run out of the queue; False if it does not wait."""
         with self._lock:
             return id in self._waiting and self.cancel(id) == "removed"
+
+    def forget(self, id: str) -> None:
+        """Delete a run's folder. Raises BadConfig if it waits, is being trained, or there is none."""
+        with self._lock:  # or it could begin meanwhile
+            if id in self._waiting or (self._control is not None and id == self._hand):
+                raise BadConfig(f"run {id!r} waits or is being trained; cancel it first")
+            self._history.forget(id)
 
     def save_now(self) -> bool:
         """Keep the network of the run in hand after its step; False if none is being trained."""
@@ -183,7 +201,7 @@ class JobQueue:
             raise BadConfig(f"run {id!r} is being trained by another program; wait for it or cancel it there")
         if facts.state not in RESUMABLE and job is None:
             raise BadConfig(f"run {id!r} is {facts.state}; repeat it with more steps to train it further")
-        run.append(stamp(QUEUED, folder=str(run.folder), step=facts.step, steps=facts.steps or None))
+        _note(run, stamp(QUEUED, folder=str(run.folder), step=facts.step, steps=facts.steps or None))
         self._waiting.insert(place, id)
 
     def _begin(self) -> None:
@@ -235,10 +253,12 @@ class JobQueue:
             log.error("the end of %s could not be noted: %s", run.folder, error)
 
     def _end(self, id: str, message: str) -> None:
-        run = self._history.open(id)
+        try:
+            run = self._history.open(id)
+        except BadConfig:  # deleted by hand
+            return
         if not run.is_held():
-            run.append(stamp("cancelled", message=message))
-        self._keep()
+            _note(run, stamp("cancelled", message=message))
 
     def _state_of(self, id: str) -> str:
         try:
@@ -257,3 +277,11 @@ class JobQueue:
 
     def _keep(self) -> None:
         self._file.keep(self._hand, self._waiting)
+
+
+def _note(run: Run, event: Event) -> None:
+    """Write an event. Raises BadFile where the engine would see an OSError."""
+    try:
+        run.append(event)
+    except OSError as error:
+        raise BadFile(f"{str(run.folder)!r} cannot be written ({error}); free some space") from error

@@ -27,6 +27,7 @@ from lib_lora.train.methods.base import Method
 from lib_lora.train.methods.registry import method_of
 from lib_lora.train.objective import Objective
 from lib_lora.train.optim import averaged, make_optimizer
+from lib_lora.train.optimizers import require_package
 from lib_lora.train.plan import Plan, Team, Visit
 from lib_lora.train.prior import make_class_images
 from lib_lora.train.processes import Processes
@@ -213,6 +214,7 @@ def prepare(
     `folder` is the run's.
     """
     method, watch = method_of(job.method.name), watch or Watch()
+    require_package(job.optimizer)
     _look_at(job, model, watch)
     root = next(model.roots()[UNET].parameters())
     processes = processes or Processes.start(root.device)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_lora.files.tensors import atomic_file
 from lib_lora.train.concepts import subjects_of
-from lib_lora.train.methods.base import NETWORK, Product
+from lib_lora.train.methods.base import CHECKPOINT, NETWORK, Product
 
 if TYPE_CHECKING:
     from lib_lora.train.session import Session
@@ -32,6 +32,17 @@ def write_sidecar(session: Session, product: Product, file: Path, cover: Path | 
     if cover is not None and not any(file.with_name(file.stem + ending).exists() for ending in PICTURES):
         with atomic_file(picture) as out, cover.open("rb") as source:
             shutil.copyfileobj(source, out)
+
+
+def write_config(session: Session, product: Product, file: Path) -> None:
+    """Write the base's own `<name>.yaml`, if it has one, beside a checkpoint made of it: it is loaded by that."""
+    source, config = session.model.source, file.with_suffix(".yaml")
+    if product.place != CHECKPOINT or source is None or config.exists():
+        return
+    given = source.with_suffix(".yaml")
+    if given.is_file():
+        with atomic_file(config) as out, given.open("rb") as file_in:
+            shutil.copyfileobj(file_in, out)
 
 
 def card(session: Session) -> dict[str, Any]:

@@ -217,7 +217,7 @@ def lines_of(event: Event) -> list[str]:
 def _began(event: Event) -> list[str]:
     first, steps = event["step"], event["steps"]
     lines = [f"Training goes on after step {first} of {steps}." if first else f"Training begins: {steps} steps."]
-    words = {"pictures": "pictures", "class_pictures": "class pictures", "parameters": "numbers trained"}
+    words = {"pictures": "pictures", "class_pictures": "class pictures", "parameters": "parameters trained"}
     told = [f"{event[name]} {what}" for name, what in words.items() if event.get(name)]
     lines += [", ".join(told) + "."] if told else []
     lines += [f"Left out: {reason}" for reason in event.get("skipped", ())]

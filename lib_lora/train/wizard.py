@@ -73,9 +73,18 @@ def savings(job: JobConfig, machine: Machine, estimator: Estimator) -> dict[str,
     return found
 
 
-def low_memory(job: JobConfig) -> dict[str, Any]:
-    """The settings of the small presets, as many pictures seen as before."""
-    return {**SMALL, "training.steps": job.training.steps * job.training.batch_size}
+def runnable(job: JobConfig, machine: Machine) -> dict[str, Any]:
+    """The settings to change because the machine lacks what they need: an 8-bit optimizer becomes the plain one."""
+    name = job.optimizer.name
+    if machine.eight_bit or not name.endswith("8bit"):
+        return {}
+    return {"optimizer.name": "lion" if "lion" in name else "adamw"}
+
+
+def low_memory(job: JobConfig, machine: Machine) -> dict[str, Any]:
+    """The settings of the small presets that run on the machine, as many pictures seen as before."""
+    small = {**SMALL, "training.steps": job.training.steps * job.training.batch_size}
+    return {**small, **runnable(with_changes(job, small), machine)}
 
 
 def offers(machine: Machine, estimator: Estimator, defaults: Mapping[str, Any]) -> list[Offer]:

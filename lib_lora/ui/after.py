@@ -152,6 +152,7 @@ class After:
         """Delete what was kept at some steps, but never the chosen one."""
         run = self._run(do)
         folder, job = opened(run)
+        self._file(run)  # without one nothing is chosen, and these are not the others but all there is
         asked = do.get("steps")
         steps = self._steps(run, asked if isinstance(asked, list) else [])
         taken = choose.kept(folder, job)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Body, HTTPException, Query, Request
 from fastapi.openapi.utils import get_openapi
@@ -19,11 +18,11 @@ from lib_lora.train.presets import PRESETS
 from lib_lora.train.sections_data import Concept
 from lib_lora.train.settings import Setting, settings_of
 from lib_lora.train.story import events_after
+from lib_lora.ui.this_machine import REFUSED, is_own
 from lib_lora.ui.trainer import RunFacts, Trainer, TrainStatus
 
 PREFIX = "/lorakit/v1"
 MOST = 1 << 20  # bytes of events in one answer
-HOSTS = ("127.0.0.1", "localhost", "::1")
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", tuple: "array"}
 
 
@@ -86,10 +85,8 @@ def make_router(trainer: Trainer, dependencies: Sequence[Any] = ()) -> APIRouter
 
 def of_this_machine(request: Request) -> None:
     """A dependency that lets no other site's page ask through the user's browser, under whatever name it calls us."""
-    origin = request.headers.get("origin")
-    asked, own = (urlsplit(text).hostname for text in (origin or "", f"//{request.headers.get('host', '')}"))
-    if own not in HOSTS or (origin is not None and asked not in HOSTS):
-        raise HTTPException(403, "only programs and pages of this machine may ask; use http://127.0.0.1")
+    if not is_own(request.headers.get("host", ""), request.headers.get("origin")):
+        raise HTTPException(403, REFUSED)
 
 
 def settings_schema() -> dict[str, Any]:

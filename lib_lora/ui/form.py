@@ -208,7 +208,8 @@ class Events:
         *form, seen_text = values
         seen = _seen(seen_text)
         found = self.looker.look(form, seen.get("proposed", ""))
-        if found.restored:
+        mark = short(json.dumps(form))
+        if found.restored and mark != seen.get("form"):  # another tab's form may be the newer one
             FormMemory(self.page.trainer.home()).save(form)
         texts = [found.base, found.trigger, found.name_line, found.estimate, found.hints, found.refused]
         digests = [short(text) for text in [*texts, json.dumps(found.presets)]]
@@ -219,7 +220,8 @@ class Events:
         proposed = found.name or seen.get("proposed", "")
         name = gr.update(value=found.name) if found.name else gr.update()
         moved = updates(list(found.moved))[-2:] if found.moved else [gr.update(), gr.update()]
-        return [name, *sent[:5], choices, sent[5], *moved, json.dumps({"digests": digests, "proposed": proposed})]
+        kept = {"digests": digests, "proposed": proposed, **({"form": mark} if found.restored else {})}
+        return [name, *sent[:5], choices, sent[5], *moved, json.dumps(kept)]
 
 
 def _seen(text: Any) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def estimate(costs: Costs, notes: Sequence[str], saved: Sequence[str]) -> str:
     fitted = ", ".join(f"<code>{escape(one)}</code>" for one in saved)
     return (
         f'<div class="lkf-estimate"><div class="lkf-chips">{chips}</div>{_visits(costs.visits)}'
-        + (f'<p class="lkf-help"><span>Changed to fit the memory:</span> {fitted}</p>' if fitted else "")
+        + (f'<p class="lkf-help"><span>Changed to fit this machine:</span> {fitted}</p>' if fitted else "")
         + (f'<ul class="lkf-warnings">{warned}</ul>' if warned else "")
         + "</div>"
     )

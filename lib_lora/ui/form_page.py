@@ -25,6 +25,7 @@ from lib_lora.train.wizard import (
     SUBJECT,
     Machine,
     preset_for,
+    runnable,
     savings,
     with_changes,
     with_quality,
@@ -110,10 +111,11 @@ class FormPage:
         """
         machine = self.machine()
         preset = preset or preset_for(kind, machine.version)
-        job = self._job_of(preset)
-        job = with_changes(job, with_quality(job, quality))
-        changes = savings(job, machine, self.estimator)
-        return with_changes(job, changes), preset, list(changes)
+        given = self.trainer.job({"preset": preset}) if preset in PRESETS else self._job_of(preset)
+        lacking = runnable(given, machine)
+        given = with_changes(given, {**lacking, **with_quality(given, quality)})
+        changes = savings(given, machine, self.estimator)
+        return with_changes(given, changes), preset, [*lacking, *changes]
 
     def begun(self, form: Reading) -> tuple[JobConfig, str, list[str]]:
         """What the form began with, or would on the machine and base as they are now."""
@@ -210,7 +212,10 @@ class FormPage:
     # ---- parts
 
     def _job_of(self, preset: str) -> JobConfig:
-        return self.trainer.job({"preset": preset} if preset in PRESETS else self.store.load(preset))
+        if preset not in PRESETS:
+            return self.trainer.job(self.store.load(preset))
+        job = self.trainer.job({"preset": preset})
+        return with_changes(job, runnable(job, self.machine()))
 
     def _usual(self, kind: str, quality: str) -> Edits:
         job, preset, _ = self.begin(kind, quality)

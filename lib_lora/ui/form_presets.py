@@ -93,7 +93,7 @@ class PresetEvents:
 
         def change(given: Sequence[Any]) -> Values:
             job = self.page.trainer.job(self.page.read(given))
-            return self.page.changed_by(low_memory(job), given)
+            return self.page.changed_by(low_memory(job, self.page.machine()), given)
 
         found, text = guarded(change, values)
         return [*found, text or html.message("The form is set for little memory.")]

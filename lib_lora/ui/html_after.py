@@ -162,7 +162,7 @@ def _saved(found: Result) -> str:
 
 def _delete(found: Result) -> str:
     others = [one for one in found.saved if one.step != found.taken]
-    if not others:
+    if not others or found.file is None:  # of what there is, nothing is chosen yet
         return ""
     size = megabytes(sum(one.size for one in others))
     names = ", ".join(path.name for one in others for path in one.files)

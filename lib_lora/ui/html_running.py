@@ -86,7 +86,7 @@ def controls(status: TrainStatus) -> str:
         + button("Pause", {"do": "pause"}, on=running, title="Stop after this step; the model is free for drawing")
         + button("Resume", {"do": "resume", "id": status.id if stands else ""}, on=stands or queued)
         + button("Save now", {"do": "save"}, on=running, title="Keep the network as it is after this step, and go on")
-        + button("Cancel", {"do": "cancel"}, on=under_way, kind="stop", ask="Press again to cancel")
+        + button("Cancel", {"do": "cancel", "id": status.id}, on=under_way, kind="stop", ask="Press again to cancel")
         + "</div>"
     )
 

@@ -17,6 +17,7 @@ from lib_lora.train.folder import check_folder
 from lib_lora.train.history import History, RunFacts
 from lib_lora.train.jobs import Run, targets
 from lib_lora.train.methods.registry import method_of
+from lib_lora.train.optimizers import require_package
 from lib_lora.train.presets import PRESETS, preset_job
 from lib_lora.train.queue import JobQueue
 from lib_lora.ui.drawing import Drawing
@@ -83,6 +84,7 @@ class LocalTrainer:
             self._require_base_model()
             job = self.job(settings)
             self.place.check(job)
+            require_package(job.optimizer)
             if method_of(job.method.name).pictures:
                 for subject in subjects_of(job):
                     check_folder(subject.data.folder)
@@ -149,10 +151,7 @@ class LocalTrainer:
 
     def forget(self, id: str) -> str:
         """See `Trainer.forget`."""
-        queue = self.queue.state()
-        if id in queue.waiting or (queue.busy and id == queue.hand):
-            raise BadConfig(f"run {id!r} waits or is being trained; cancel it first")
-        self.history.forget(id)
+        self.queue.forget(id)
         return f"Deleted the run {id!r}."
 
     def draw(  # noqa: PLR0913
@@ -165,6 +164,8 @@ class LocalTrainer:
         files: Mapping[str, Path] | None = None,
     ) -> Sequence[Any]:
         """See `Trainer.draw`."""
+        if self.queue.closed:  # a comparison of before, in a thread of its own
+            raise BadConfig("the page was loaded anew; draw again")
         if self.queue.state().busy:
             raise BadConfig("the model is busy training; pause or cancel the training, or wait for its end")
         side = self.place.base().resolution
@@ -220,7 +221,7 @@ class LocalTrainer:
         """Raises BadConfig if a run was queued for another model than the loaded one: it would go on as if it were."""
         wanted, loaded = self.history.look(id)[1].base, self.place.loaded()
         if wanted and loaded and wanted != loaded:
-            raise BadConfig(f"run {id!r} is for the base {wanted!r}, {loaded!r} is loaded; load that one and resume")
+            raise BadConfig(other_base(id, wanted, loaded))
 
     def _require_own_name(self, job: JobConfig) -> None:
         """Raises BadConfig if a file of the job's name is there, or will be when its turn comes."""
@@ -247,6 +248,11 @@ class LocalTrainer:
 
     def _shown(self, run: RunFacts) -> RunFacts:
         return replace(run, message=self.place.for_the_page(run.message))
+
+
+def other_base(id: str, wanted: str, loaded: str) -> str:
+    """What is told of a run that was queued for another base than the loaded one."""
+    return f"run {id!r} is for the base {wanted!r}, {loaded!r} is loaded; load that one and resume"
 
 
 def _files_of(job: JobConfig) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -51,6 +52,7 @@ class Pictures:
     def __init__(self, trainer: Trainer, looker: Looker) -> None:
         self.trainer = trainer
         self.looker = looker
+        self._moving = threading.Lock()  # two pictures put aside at once would forget one of them
 
     def view(self, text: str, page: int = 0, only_bad: bool = False) -> View:
         """The folder as it is now. What cannot be shown is told in the summary."""
@@ -85,7 +87,8 @@ class Pictures:
         found = survey(folder, self.trainer.base().resolution, self.looker, 0)
         for one in found.pictures:
             if one.path.relative_to(folder).as_posix() == name:
-                remove(one.path)
+                with self._moving:
+                    remove(one.path)
                 return _said("Put aside:", one.path.name)
         raise BadDataset(f"{name!r} is not in the folder any more; nothing was removed")
 
@@ -93,9 +96,10 @@ class Pictures:
         """Bring back the picture put aside last, of the folder or its sub-folders; a message. Raises LoraError."""
         folder = self.folder(text)
         found = survey(folder, self.trainer.base().resolution, self.looker, 0)
-        for place in _places(found):
-            if removed_count(place):
-                return _said("Brought back:", put_back(place))
+        with self._moving:
+            for place in _places(found):
+                if removed_count(place):
+                    return _said("Brought back:", put_back(place))
         return _said("Nothing is left to bring back.", "")
 
     def upload(self, given: Any, text: str) -> tuple[str, str]:

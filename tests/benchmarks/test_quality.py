@@ -156,6 +156,7 @@ def test_the_table_by_hand() -> None:
     assert rows["lora"]["lift"] == pytest.approx(0.21)
     assert rows["lora"]["needed"] == pytest.approx(3 * spread * math.sqrt(2 / 2))
     assert rows["lora"]["error"] == pytest.approx(0.01)  # lifts 0.20 and 0.22
+    assert rows["norm"]["beside"] == pytest.approx((-0.19, 0.0))
     assert rows["lora"]["passes"] and not rows["norm"]["passes"]
     compared = quality_table.paired(records, "lora", "peft lora")
     assert (compared["ours"], compared["peer"], compared["runs"]) == (pytest.approx(0.21), pytest.approx(0.10), 2)

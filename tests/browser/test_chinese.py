@@ -213,3 +213,16 @@ def test_words_of_a_user_stay(place: Place, at: Person) -> None:
     at.driver.execute_script("window.lorakit.ask('running')")
     at.reads("#lorakit_queue", "Training")
     at.reads("#lorakit_runs", "Training")
+
+
+def test_titles_as_in_the_webui(place: Place, at: Person) -> None:
+    """There only texts are translated for us; titles of our own HTML by javascript/lorakit_words.js."""
+    at.driver.get(place.address.replace("&language=zh_CN", "&language=en"))
+    at.until(lambda: at.all("button"), "a page with buttons")
+    at.press("Train", "[role=tablist], .tab-nav")
+    at.reads("#lorakit_page", "What to learn")
+    told = "Stop after this step; the model is free for drawing"
+    where = "return document.querySelector('#lorakit_progress button').title"
+    assert at.driver.execute_script(where) == told
+    at.driver.execute_script("window.localization = arguments[0]; document.body.append('')", WORDS)
+    at.until(lambda: at.driver.execute_script(where) == WORDS[told], "a title in Chinese")

@@ -149,6 +149,7 @@ def test_what_has_no_effect_is_hidden_until_it_has_one(at: Person) -> None:
     find = advanced(at, "lokr's factor")
     at.until(lambda: found(at) == ["network.factor"], "the factor")
     at.reads(".lkf-field[data-key='network.factor'] .lkf-why", "no effect with")
+    at.reads(".lkf-field[data-key='network.factor'] .lkf-why", "lora")
     find.clear()
     find.send_keys("network.type")
     at.until(lambda: "network.type" in found(at), "the type")

@@ -260,7 +260,7 @@ def test_compare_keep_and_delete(stage: Stage, at: Person, run: RunFacts) -> Non
     at.one("#lorakit_grid .lk-open").click()
     at.reads(".lk-look", "step 100, strength 0.6: a dog")
     at.press("Use as the card's picture")
-    at.reads("#lorakit_told", "is now the card's picture.")
+    at.reads("#lorakit_told", "'rex.png' is now the card's picture.")
     at.until(lambda: at.all("#lorakit_after .lk-cover img"), "the card's picture")
     assert script(at, "return document.querySelector('[name=prompts]').value") == "a dog"  # what was typed stays
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import struct
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -271,3 +272,27 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path, data: st.DataObject) 
         assert isinstance(module.read_tensors(path), dict)
     except BadFile as error:
         assert str(path) in str(error)
+
+
+def test_two_threads_that_write_one_file_do_not_mix(tmp_path: Path) -> None:
+    """Two tabs of a page save the same captions: one of both is there in the end, whole."""
+    path = tmp_path / "caption.txt"
+    with module.atomic_file(path) as first:
+        first.write(b"a long caption of the first tab")
+        thread = threading.Thread(target=_write, args=(path, b"short"))
+        thread.start()
+        thread.join()
+        assert path.read_bytes() == b"short"
+    assert path.read_bytes() == b"a long caption of the first tab"
+    assert [found.name for found in tmp_path.iterdir()] == ["caption.txt"]
+
+
+def _write(path: Path, data: bytes) -> None:
+    with module.atomic_file(path) as file:
+        file.write(data)
+
+
+def test_a_name_as_long_as_they_can_be_is_written(tmp_path: Path) -> None:
+    for name in ("n" * 255, "\u72d7" * 85, "\U0001f436" * 63):
+        _write(tmp_path / name, b"x")
+    assert len(list(tmp_path.iterdir())) == 3

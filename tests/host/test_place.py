@@ -138,6 +138,18 @@ def test_a_picture_in_between_and_the_run_is_as_if_nothing_was(
     lock.release()
 
 
+def test_another_checkpoint_chosen_while_the_run_waits_is_not_trained(
+    webui: Any, trainer: LocalTrainer, settings: dict[str, Any]
+) -> None:
+    """The webui's queue: a picture, then the change of the checkpoint, then the run."""
+    with webui.call_queue.queue_lock:
+        trainer.submit(settings)
+        until(lambda: trainer.status().doing == "waiting for the model")
+        webui.shared.sd_model.sd_checkpoint_info.name_for_extra = "b"
+    trainer.queue.wait(WAIT)
+    assert trainer.status().state == "failed" and "is for the base 'a', 'b' is loaded" in trainer.status().doing
+
+
 def test_the_webuis_own_interrupt_pauses_a_run_and_the_queue(
     webui: Any, trainer: LocalTrainer, settings: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -107,6 +107,15 @@ def test_without_a_target_folder_the_runs_own_file_is_replaced(tmp_path: Path) -
     assert choose.network_file(run, job) == run.folder / "rex.safetensors"
 
 
+def test_another_runs_file_of_the_same_name_is_not_this_runs(tmp_path: Path) -> None:
+    """The first one was put away and the name used again: its page must not show, or write to, what is there now."""
+    run, job, network = opened(tmp_path)
+    network.write_bytes(network.read_bytes().replace(b"end", b"END"))  # as long as the first one's
+    assert choose.network_file(run, job) == run.folder / "rex.safetensors"
+    (run.folder / "rex.safetensors").unlink()  # a run that was cancelled has none
+    assert choose.network_file(run, job) is None
+
+
 def test_delete_takes_only_networks_of_the_run(tmp_path: Path) -> None:
     run, job, network = opened(tmp_path)
     run.state.write_bytes(b"state")

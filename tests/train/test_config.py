@@ -136,3 +136,10 @@ def test_numbers_beyond_any_float_and_names_of_other_types_are_refused() -> None
         make_job({"optimizer.lr": 10**400})
     with pytest.raises(BadConfig, match="preset"):
         preset_job(["subject"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["n" * 201, "\u72d7" * 67])
+def test_a_name_too_long_for_the_files_to_come_is_refused_at_once(name: str) -> None:
+    assert make_job({"output.name": name[:-1]}).output.name == name[:-1]
+    with pytest.raises(BadConfig, match="output.name .* at most 200 bytes"):
+        make_job({"output.name": name})

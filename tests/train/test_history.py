@@ -135,6 +135,27 @@ def test_forgetting_deletes_one_run_and_follows_no_link(make: Make, history: His
     assert history.run("gone").step == 0, "another one of that name"
 
 
+def test_forgetting_leaves_nothing_behind_whatever_the_name(
+    make: Make, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "\u72d7" * 66  # 198 bytes
+    for name in ("first", long):
+        Run.create(make(output__name=name))
+    with monkeypatch.context() as killed:
+        killed.setattr("shutil.rmtree", lambda *_, **__: None)
+        history.forget("first")
+    assert history.ids() == [long] and len(os.listdir(history.folder)) == 2
+    history.forget(long)
+    assert os.listdir(history.folder) == []
+
+
+@pytest.mark.parametrize("id", ["\u72d7" * 200, "\udc80"])
+def test_ids_that_no_file_system_takes_are_of_no_run(history: History, id: str) -> None:
+    history.folder.mkdir()
+    with pytest.raises(BadConfig, match="there is no run"):
+        history.open(id)
+
+
 def test_a_repeated_part_is_drawn_once(make: Make, history: History) -> None:
     """Killed at step 5 with the state of step 2: steps 3 to 5 come again."""
     run = Run.create(make(output__name="rex"))
@@ -227,7 +248,7 @@ def test_the_log_is_for_people_and_not_endless(make: Make) -> None:
     lines = [line.partition(" ")[2] for line in Story(run).read().log]
     assert lines == [
         "In the queue.", "2 pictures are ready.", "no mask for a.png", "Training begins: 9 steps.",
-        "2 pictures, 100 numbers trained.", "Left out: b.png is broken", "small",
+        "2 pictures, 100 parameters trained.", "Left out: b.png is broken", "small",
         "Step 2: toy-000002.safetensors is written.", "Step 2: a sample picture is drawn.", "out of memory",
     ]  # fmt: skip
     write(run, *(stamp("note", message=str(n)) for n in range(LINES + 50)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from lib_lora.errors import BadConfig
 from lib_lora.train.optim import set_rates
-from lib_lora.train.optimizers import Groups, Lion, build_optimizer, parse_arguments
+from lib_lora.train.optimizers import Groups, Lion, build_optimizer, parse_arguments, require_package
 from lib_lora.train.sections import OPTIMIZERS, OptimizerSection
 
 NEEDS = {
@@ -278,3 +279,15 @@ def test_a_package_that_fails_on_this_device_is_told(failure: str, monkeypatch: 
     for name, instead in (("adamw8bit", "adamw"), ("lion8bit", "lion")):
         with pytest.raises(BadConfig, match=rf"bitsandbytes does not work on cpu \(.*\); install .* = '{instead}'"):
             build_optimizer(section(name), groups())
+
+
+@pytest.mark.parametrize(("name", "package"), [("adamw8bit", "bitsandbytes"), ("prodigy", "prodigyopt"), ("adamw", "")])
+def test_a_missing_package_is_told_before_anything_is_prepared(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_package(OptimizerSection(name=name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None)
+    if not package:
+        return require_package(OptimizerSection(name=name))
+    with pytest.raises(BadConfig, match=f"needs {package}, .* 'adamw'"):
+        require_package(OptimizerSection(name=name))

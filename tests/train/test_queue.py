@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lib_lora.errors import BadConfig, Cancelled, Paused, TrainingFailed
+from lib_lora.errors import BadConfig, BadFile, Cancelled, Paused, TrainingFailed
 from lib_lora.train.config import JobConfig
 from lib_lora.train.control import Control
 from lib_lora.train.history import History
@@ -285,3 +287,32 @@ def test_a_folder_that_cannot_be_written_costs_only_the_memory_of_the_order(
     trainer.go.set()
     queue.submit(make(output__name="a"))
     until(lambda: state(queue, "a") == "finished")
+
+
+def test_a_full_disk_is_told_and_queues_nothing(
+    make: Make, open_queue: Any, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = open_queue()
+    waiting = [queue.submit(make(output__name=name)) for name in "ab"]
+
+    def full(run: Run, event: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "append", full)
+        with pytest.raises(BadFile, match="No space left"):
+            queue.submit(make(output__name="c"))
+        with pytest.raises(BadFile, match="No space left"):
+            queue.cancel("b")
+    assert waiting == ["a", "b"] and queue.state().waiting == ("b",)
+    assert not (tmp_path / "runs" / "c").exists(), "its name is free"
+    queue.cancel("b")
+    assert queue.state().waiting == () and state(queue, "b") == "cancelled"
+
+
+def test_a_waiting_run_that_was_deleted_by_hand_can_be_taken_out(make: Make, open_queue: Any, tmp_path: Path) -> None:
+    queue = open_queue()
+    for name in "ab":
+        queue.submit(make(output__name=name))
+    shutil.rmtree(tmp_path / "runs" / "b")
+    assert queue.cancel("b") == "removed" and queue.state().waiting == ()

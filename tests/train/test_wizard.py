@@ -16,6 +16,7 @@ from lib_lora.train.wizard import (
     low_memory,
     offers,
     preset_for,
+    runnable,
     savings,
     too_large,
     with_changes,
@@ -87,8 +88,16 @@ def test_quality_is_a_share_of_the_steps(quality: str) -> None:
 
 
 def test_low_memory_is_the_small_presets_rule() -> None:
-    changes: dict[str, Any] = low_memory(preset_job("subject"))
+    changes: dict[str, Any] = low_memory(preset_job("subject"), Machine("sd1", 8 * GB, True))
     assert changes == {**SMALL, "training.steps": 1200}
+
+
+@pytest.mark.parametrize(("name", "plain"), [("adamw8bit", "adamw"), ("paged_lion8bit", "lion")])
+def test_what_the_machine_lacks_is_not_asked_for(name: str, plain: str) -> None:
+    job = preset_job("subject", {"optimizer.name": name})
+    assert runnable(job, Machine("sd1", 8 * GB, False)) == {"optimizer.name": plain}
+    assert runnable(job, Machine("sd1", 8 * GB, True)) == {} == runnable(preset_job("subject"), Machine("sd1"))
+    assert low_memory(job, Machine("sd1", 8 * GB))["optimizer.name"] == "adamw"
 
 
 def test_concepts_stay() -> None:

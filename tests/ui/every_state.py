@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -352,6 +351,3 @@ class _Running:
 
     def __init__(self, trainer: Any) -> None:
         self.thumbs, self.actions = Thumbs(), dict[str, Any]()
-
-
-__all__: Sequence[str] = ("every", "json")

@@ -242,3 +242,12 @@ def test_page_builds_without_asking(tmp_path: Path) -> None:
         after.add(trainer, Running(trainer))
     assert trainer.calls == []
     assert "lorakit_after_refresh" in json.dumps(blocks.get_config_file(), default=str)
+
+
+def test_what_a_run_without_a_file_saved_is_not_deleted_as_the_others(part: After, run: RunFacts) -> None:
+    for path in (network(run), run.folder / "rex.safetensors"):
+        path.unlink()
+    assert "Delete the others" not in part.answer(Request())["after"]
+    said = text(do(part, "delete", steps=[100, 200, 300]))
+    assert "keep one of what it saved" in said
+    assert len(list((run.folder / "checkpoints").iterdir())) == 3

@@ -256,6 +256,20 @@ def test_nothing_is_remembered_before_it_was_restored(events: Events, trainer: F
     assert FormMemory(trainer.home()).load() is None
 
 
+def test_a_tab_where_nothing_is_typed_forgets_nothing_of_another(events: Events, trainer: FakeTrainer) -> None:
+    """Each asks for news every few seconds; the one that was typed in last is the one that counts."""
+    idle = values_of(events.restore(""))
+    seen = look(events, idle)["seen"]
+    typed = [*idle]
+    typed[NAME] = "mine"
+    look(events, typed)
+    look(events, idle, seen)
+    assert values_of(events.restore(""))[NAME] == "mine"
+    idle[NAME] = "other"
+    look(events, idle, seen)
+    assert values_of(events.restore(""))[NAME] == "other"
+
+
 def test_what_was_sent_is_remembered(events: Events, trainer: FakeTrainer) -> None:
     values = begun(events.page)
     assert "Training" in words_of(events.start(*values))

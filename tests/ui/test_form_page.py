@@ -85,7 +85,8 @@ def test_a_newcomer_needs_a_folder_only(page: FormPage) -> None:
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
-def test_a_preset_is_exactly_the_preset(page: FormPage, preset: str) -> None:
+def test_a_preset_is_exactly_the_preset(page: FormPage, monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
+    monkeypatch.setattr(form_page, "this_machine", lambda version: Machine(version, 24 * 10**9, True))
     values, told = page.preset_chosen(preset, begun(page))
     assert preset in words_of(told)
     own = {"data.folder": "/pictures/rex", "data.trigger": "xulek", "data.class_word": "dog", "output.name": "rex"}
@@ -176,7 +177,7 @@ def test_bad_steps_are_told(page: FormPage, steps: Any) -> None:
 
 def test_a_second_job_waits(page: FormPage) -> None:
     assert "Training rex." in words_of(page.start(begun(page)))
-    assert "waits in the queue, as number" in page.start(begun(page))
+    assert "rex waits in the queue, as number 1." in words_of(page.start(begun(page)))
 
 
 def test_refusals_are_escaped(page: FormPage) -> None:
@@ -229,6 +230,20 @@ def test_a_small_card_changes_the_beginning(page: FormPage, monkeypatch: pytest.
     monkeypatch.setattr(form_page, "this_machine", lambda version: Machine(version, 6 * 10**9, True))
     job, _, saved = page.begin("subject", GOOD)
     assert job.training.checkpointing and "training.checkpointing" in saved
+
+
+@pytest.mark.parametrize("preset", ["DreamBooth", "subject, SDXL", "subject, 6 GB"])
+def test_presets_do_without_packages_that_are_not_here(
+    page: FormPage, monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
+    monkeypatch.setattr(form_page, "this_machine", lambda version: Machine(version, 24 * 10**9, False))
+    filled, _ = page.preset_chosen(preset, begun(page))
+    assert page.read(filled)["optimizer.name"] == "adamw"
+    _, _, told = page.begun(page.reading(filled)) if preset == "DreamBooth" else page.begin("subject", GOOD, preset)
+    assert told[0] == "optimizer.name"
+    monkeypatch.setattr(form_page, "this_machine", lambda version: Machine(version, 24 * 10**9, True))
+    filled, _ = page.preset_chosen(preset, begun(page))
+    assert page.read(filled)["optimizer.name"] == "adamw8bit"
 
 
 @pytest.mark.parametrize(

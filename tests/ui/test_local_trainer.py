@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +330,58 @@ def test_going_on_with_other_settings(open_trainer: Any, place: Place, pictures:
         again.resume("rex")
     assert again.resume("rex", {"training.steps": 8}) == "Going on with 'rex'."
     until(lambda: again.status().state == "finished" and again.status().step == 8)
+
+
+def test_after_the_page_is_loaded_anew_the_old_one_draws_no_more(open_trainer: Any, place: Place) -> None:
+    """A comparison goes on in a thread of its own, which would take the model from the new page's."""
+    trainer = open_trainer()
+    assert trainer.draw(["a"], 1, 2, 7.0) == ["a"]
+    trainer.close()
+    with pytest.raises(BadConfig, match="loaded anew"):
+        trainer.draw(["a"], 1, 2, 7.0)
+    assert len(place.drawn) == 1
+
+
+def test_a_run_that_begins_while_it_is_forgotten_is_kept(
+    open_trainer: Any, place: Place, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forget in one tab, Resume in another."""
+    trainer = open_trainer()
+    id = trainer.submit(settings(pictures))
+    place.let.release(2)
+    until(lambda: trainer.status().step == 1)
+    trainer.pause()
+    place.let.release(1)
+    until(lambda: trainer.status().state == "paused" and not trainer.queue.state().busy)
+    real, others, went_on = Run.locked, list[threading.Thread](), list[str]()
+
+    @contextmanager
+    def locked(run: Run) -> Iterator[None]:
+        with real(run):
+            yield
+        monkeypatch.undo()
+        others.append(threading.Thread(target=resumed))
+        others[0].start()
+        others[0].join(0.5)
+
+    def resumed() -> None:
+        with suppress(BadConfig):  # it is gone
+            went_on.append(trainer.resume(id))
+
+    monkeypatch.setattr(Run, "locked", locked)
+    with suppress(BadConfig):
+        trainer.forget(id)
+    place.let.release(100)
+    others[0].join(WAIT)
+    until(lambda: not trainer.queue.state().busy)
+    assert [run.state for run in trainer.runs()] == ["finished"] * len(went_on), "what goes on is not deleted"
+
+
+def test_a_missing_package_is_told_before_it_is_queued(
+    open_trainer: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda asked: None)
+    trainer: Trainer = open_trainer()
+    with pytest.raises(BadConfig, match="needs bitsandbytes"):
+        trainer.submit(settings(pictures, optimizer__name="adamw8bit"))
+    assert trainer.runs() == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from lib_lora.errors import BadConfig, BadDataset
+from lib_lora.train import picture_set
 from lib_lora.train.looking import Looker
 from lib_lora.ui import picture_page
 from lib_lora.ui.picture_page import Pictures
@@ -168,3 +171,26 @@ def test_an_upload_joins_no_folder_of_the_users_own(page: Pictures, folder: Path
 @pytest.mark.parametrize("text", ["a" * 5000, "/a\0b", "\0"])
 def test_names_that_no_file_system_takes(page: Pictures, text: str) -> None:
     assert "there is no folder" in page.view(text).summary
+
+
+def test_two_pictures_put_aside_at_once_both_come_back(
+    page: Pictures, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = picture_set._journal
+
+    def slow(aside: Path) -> Any:
+        found = real(aside)
+        time.sleep(0.2)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(picture_set, "_journal", slow)
+        both = [threading.Thread(target=page.remove, args=(str(folder), f"{n}.png")) for n in range(2)]
+        for one in both:
+            one.start()
+        for one in both:
+            one.join()
+    assert page.view(str(folder)).aside == 2
+    page.put_back(str(folder))
+    page.put_back(str(folder))
+    assert sorted(path.name for path in folder.glob("*.png")) == ["0.png", "1.png", "2.png"]

@@ -10,7 +10,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-gr = pytest.importorskip("gradio")
+pytest.importorskip("gradio")
+import gradio as gr
 
 from lib_lora.ui import page
 
