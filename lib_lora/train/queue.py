@@ -284,4 +284,4 @@ def _note(run: Run, event: Event) -> None:
     try:
         run.append(event)
     except OSError as error:
-        raise BadFile(f"{str(run.folder)!r} cannot be written ({error}); free some space") from error
+        raise BadFile(f"{str(run.folder)!r} cannot be written: {error.strerror!r}; free some space") from error

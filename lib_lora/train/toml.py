@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lib_lora.errors import BadConfig
 
 # The standard library's from Python 3.11 on; pip has one; the webui's toml misreads some quotes and escapes
 READERS = ("tomllib", "tomli", "pip._vendor.tomli", "toml")
+DEEPEST = 64  # parts of a dotted name; a job needs two
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -27,6 +29,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def parse_toml(text: str, what: str) -> dict[str, Any]:
     """The tables of a text. Raises BadConfig, calling the text `what`, if it is not TOML."""
+    if _deepest(text) > DEEPEST:  # readers take time that grows with the square of such a name
+        raise BadConfig(f"{what} is not a job: it has a name of more than {DEEPEST} parts; correct that line")
     try:
         return dict(_reader().loads(text))
     except (ValueError, RecursionError) as error:
@@ -42,6 +46,11 @@ def dump_toml(tables: Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any
             lines = [f"{key} = {_value(value)}" for key, value in table.items() if value is not None]
             parts.append("\n".join([heading, *lines]) + "\n")
     return "\n".join(parts)
+
+
+def _deepest(text: str) -> int:
+    """The most dots that stand together in what may be a name."""
+    return max(part.count(".") for part in re.split(r"[\n,=\[\]{}]+", re.sub(r"[ \t]+", "", text)))
 
 
 def _reader() -> Any:

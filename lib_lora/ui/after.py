@@ -82,6 +82,8 @@ class After:
         tag = tag.replace(":1>", f":{weight:g}>") if choose.is_network(job) else tag
         cover = choose.preview_of(file) if file is not None else None
         words = card.get(choose.ACTIVATION) or fill(job.data.template, job.data)
+        if tag and not tag.startswith("<"):
+            words = ""  # an embedding is called by its own name
         output, names = job.output, {other.name for other in self.trainer.runs()}
         return Result(
             id=run.id,
@@ -95,7 +97,7 @@ class After:
             taken=choose.kept(folder, job),
             why_not_continue=choose.why_not_continue(job),
             why_not_compare="" if choose.is_network(job) else NO_TAG,
-            prompts=prompts_of(run, job, str(words)),
+            prompts=prompts_of(run, job, str(words) or tag),
             drawn=(output.sample_seed, output.sample_steps, output.sample_cfg),
             more=(choose.next_name(output.name, names), max((run.steps or job.training.steps) // MORE_STEPS, 1)),
         )

@@ -57,7 +57,9 @@ def word(text: str) -> str:
 
 
 def megabytes(size: int) -> str:
-    """E.g. `144 MB`, `2.1 GB`, `0.3 MB`."""
+    """E.g. `144 MB`, `2.1 GB`, `0.3 MB`, `4 kB`."""
+    if size < MB / 10:
+        return f"{max(size, 0) / 1e3:.0f} kB"
     if size >= GB:
         return f"{size / GB:.1f} GB"
     return f"{size / MB:.0f} MB" if size >= 10 * MB else f"{size / MB:.1f} MB"

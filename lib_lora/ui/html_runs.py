@@ -21,13 +21,17 @@ UNDER_WAY = ("running", "queued")
 
 @dataclass(frozen=True)
 class Detail:
-    """What is shown of one run beside its facts. `toml` and `command`: the job for another machine."""
+    """What is shown of one run beside its facts. `toml` and `command`: the job for another machine.
+
+    `waits`: it is in the queue, or in hand. One that is "queued" and in no queue lost it, in a kill or a full disk.
+    """
 
     run: RunFacts
     settings: Sequence[Difference]
     toml: str
     command: str
     problem: str = ""
+    waits: bool = False
 
 
 def table(runs: Sequence[RunFacts], page: int, opened: str) -> str:
@@ -64,8 +68,8 @@ def detail(found: Detail, thumbs: Thumbs) -> str:
     curves = html_plot.plots(run.points) if run.points else ""
     return (
         f'<section class="lk-box lk-detail" id="lorakit_detail"><h3>{word("Run")} {own(run.name)}</h3>'
-        f"{_facts(run)}{message}{problem}{_buttons(run)}{_settings(found.settings)}{listed}{curves}{samples}"
-        f"{_export(found)}</section>"
+        f"{_facts(run)}{message}{problem}{_buttons(run, found.waits)}{_settings(found.settings)}"
+        f"{listed}{curves}{samples}{_export(found)}</section>"
     )
 
 
@@ -97,8 +101,9 @@ def _facts(run: RunFacts) -> str:
     return f'<dl class="lk-facts">{facts}</dl><p class="lk-note"><code>{escape(str(run.folder))}</code></p>'
 
 
-def _buttons(run: RunFacts) -> str:
-    goes_on = run.state in GOES_ON and run.can_resume
+def _buttons(run: RunFacts, waits: bool) -> str:
+    lost = run.state == "queued" and not waits
+    goes_on = lost or (run.state in GOES_ON and run.can_resume)
     asks = {"ask": "Press again to delete the run's folder:", "ask_more": run.id}
     results = bool(run.files or run.saved) and run.state not in ("running", "queued")
     return (
@@ -106,7 +111,7 @@ def _buttons(run: RunFacts) -> str:
         + button("Repeat with changes", {"run": run.id}, data={"panel": "repeat", "to": "lorakit_form"}, kind="primary")
         + button("Continue", {"do": "continue", "run": run.id}, on=goes_on, title="Go on from its last saved state")
         + shows("Show its result", {"run": run.id}, "after", on=results, data={"to": "lorakit_results"})
-        + button("Forget", {"do": "forget", "run": run.id}, on=run.state not in UNDER_WAY, kind="stop", **asks)
+        + button("Forget", {"do": "forget", "run": run.id}, on=lost or run.state not in UNDER_WAY, kind="stop", **asks)
         + shows("Close", {"open": ""})
         + "</div>"
     )

@@ -57,12 +57,14 @@ class Runs:
             run = None
         if run is None:
             return ""
+        status = self.trainer.status()
+        waits = id in status.waiting or (status.id == id and status.state == "running")
         try:
             job = Run.open(run.folder).job()
         except LoraError as error:
-            return html_runs.detail(Detail(run, (), "", "", str(error)), self.thumbs)
+            return html_runs.detail(Detail(run, (), "", "", str(error), waits), self.thumbs)
         command = command_for(job, resume=False)
-        return html_runs.detail(Detail(run, differences(job), job_text(job), command), self.thumbs)
+        return html_runs.detail(Detail(run, differences(job), job_text(job), command, waits=waits), self.thumbs)
 
     def repeat(self, said: Any, form: Filled) -> list[Any]:
         """The form's updates: a run's settings, or nothing if it is gone."""

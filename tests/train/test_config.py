@@ -15,6 +15,7 @@ from lib_lora.train.config import dump_job, fields, find, load_job, make_job
 from lib_lora.train.presets import PRESETS, preset_job
 from lib_lora.train.sections_data import Concept
 from lib_lora.train.settings import Setting, settings_of
+from lib_lora.train.toml import parse_toml
 
 
 def test_every_setting_has_help_and_a_default_it_accepts() -> None:
@@ -143,3 +144,11 @@ def test_a_name_too_long_for_the_files_to_come_is_refused_at_once(name: str) -> 
     assert make_job({"output.name": name[:-1]}).output.name == name[:-1]
     with pytest.raises(BadConfig, match="output.name .* at most 200 bytes"):
         make_job({"output.name": name})
+
+
+@pytest.mark.parametrize(
+    "text", [".".join("a" * 100_000) + " = 1", "[" + " . ".join("a" * 100_000) + "]", "x = {" + ".".join("a" * 99)]
+)
+def test_a_name_of_very_many_parts_is_refused_at_once(text: str) -> None:
+    with pytest.raises(BadConfig, match="more than 64 parts"):
+        parse_toml(text, "it")

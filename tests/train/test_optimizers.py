@@ -288,6 +288,7 @@ def test_a_missing_package_is_told_before_anything_is_prepared(
     require_package(OptimizerSection(name=name))
     monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None)
     if not package:
-        return require_package(OptimizerSection(name=name))
+        require_package(OptimizerSection(name=name))
+        return
     with pytest.raises(BadConfig, match=f"needs {package}, .* 'adamw'"):
         require_package(OptimizerSection(name=name))

@@ -8,6 +8,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from lib_lora.models.checkpoint import load_checkpoint
 from lib_lora.models.diffusers_model import DiffusersModel
 from lib_lora.train.config import JobConfig, make_job
 from lib_lora.train.engine import train
+from lib_lora.train.methods.base import CHECKPOINT, NETWORK, Product
+from lib_lora.train.sidecar import write_config
 from tests.train.trained import CASES, Make
 
 RANKED = ("lora", "locon", "loha", "lokr", "glora", "dylora")
@@ -297,3 +300,16 @@ def test_methods_with_networks_of_their_own_say_which(
     alone = read_header(file.parents[1] / "runs" / "small" / "cat.safetensors").metadata
     assert alone["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
     assert alone["modelspec.trigger_phrase"] == "<cat> cat"
+
+
+def test_a_checkpoint_takes_its_bases_config_along(tmp_path: Path) -> None:
+    base, made = tmp_path / "base.safetensors", tmp_path / "made.safetensors"
+    base.with_suffix(".yaml").write_text("model: {}")
+    session: Any = SimpleNamespace(model=SimpleNamespace(source=base))
+    write_config(session, Product(NETWORK, made.name), made)
+    assert not made.with_suffix(".yaml").exists()
+    write_config(session, Product(CHECKPOINT, made.name), made)
+    assert made.with_suffix(".yaml").read_text() == "model: {}"
+    made.with_suffix(".yaml").write_text("the user's own")
+    write_config(session, Product(CHECKPOINT, made.name), made)
+    assert made.with_suffix(".yaml").read_text() == "the user's own"

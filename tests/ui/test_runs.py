@@ -16,6 +16,7 @@ from lib_lora.train.jobs import Run
 from lib_lora.ui import runs
 from lib_lora.ui.live import Request
 from lib_lora.ui.runs import Runs
+from lib_lora.ui.trainer import TrainStatus
 from tests.ui.fake_trainer import FakeTrainer, finished_run
 from tests.ui.real_runs import make_run, trainer_with
 
@@ -85,13 +86,26 @@ def test_buttons_fit_the_state(tmp_path: Path) -> None:
         ("finished", False, True, True), ("failed", True, True, True), ("paused", True, True, True),
         ("running", False, False, False), ("queued", False, False, False),
     ):  # fmt: skip
-        part = Runs(trainer_with(tmp_path, replace(run, state=state)))
+        trainer = trainer_with(tmp_path, replace(run, state=state))
+        trainer.now = replace(trainer.now, waiting=(run.id,) if state == "queued" else ())
+        part = Runs(trainer)
         html = part.answer(Request(view={"open": run.id}))["detail"]
         on = {label: "disabled" not in facts for facts, label in re.findall(r"<button([^>]*)>([^<]+)</button>", html)}
         assert (on["Continue"], on["Forget"], on["Show its result"]) == (goes_on, forgotten, result), state
     assert "Press again to delete" in html
     without = Runs(trainer_with(tmp_path, replace(run, state="failed", can_resume=False)))
     assert re.search(r"disabled>Continue<", without.answer(Request(view={"open": run.id}))["detail"])
+
+
+def test_a_run_that_lost_its_queue_can_go_on_or_be_forgotten(tmp_path: Path) -> None:
+    """The program was killed between making its folder and writing the queue."""
+    run = replace(make_run(tmp_path), state="queued", can_resume=False)
+    trainer = trainer_with(tmp_path, run)
+    html = Runs(trainer).answer(Request(view={"open": run.id}))["detail"]
+    assert not re.search(r"disabled>(Continue|Forget)<", html)
+    trainer.now = TrainStatus("running", run.id, "rex", "waiting for the model")
+    html = Runs(trainer).answer(Request(view={"open": run.id}))["detail"]
+    assert len(re.findall(r"disabled>(?:Continue|Forget)<", html)) == 2
 
 
 def test_a_folder_that_is_broken_is_told_and_can_be_forgotten(tmp_path: Path) -> None:
