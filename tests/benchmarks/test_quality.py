@@ -6,6 +6,7 @@ import json
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,12 @@ from lib_lora.miniature.toys import Toy
 from lib_lora.models.checkpoint import load_checkpoint
 from lib_lora.models.sample import SampleRequest, sample
 from lib_lora.train.config import make_job
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """The miniature; whoever changes it puts it back."""
+    return load_checkpoint(checkpoint_path())
 
 
 def _drawn(toy: Toy, scene: Scene, rng: random.Random) -> Image.Image:
@@ -119,10 +126,9 @@ def test_the_issues_methods_are_all_there_and_peers_name_theirs() -> None:
 
 
 @pytest.mark.parametrize("name", ["lora", "peft lora", "lycoris lokr"])
-def test_one_step_of_ours_and_of_the_peers_makes_a_file_that_is_applied(name: str, tmp_path: Path) -> None:
+def test_one_step_of_ours_and_of_the_peers_makes_a_file_that_is_applied(name: str, model: Any, tmp_path: Path) -> None:
     if name in PEERS:
         pytest.importorskip(name.split()[0])
-    model = load_checkpoint(checkpoint_path())
     bench = quality.Bench(tmp_path, quality.Budget(1, 0, 0, 1, 0), 1, model)
     before = {key: value.clone() for key, value in model.unet.state_dict().items()}
     quality.run_method(bench, name, case_of("toy-0"), 0)
@@ -183,8 +189,7 @@ def test_wherever_a_run_is_cut_subjects_and_styles_have_had_their_turns() -> Non
     assert sorted(turn_by_turn(case_names())) == sorted(case_names())
 
 
-def test_brief_decoding_changes_pictures_by_little_and_leaves_the_model_as_it_was() -> None:
-    model = load_checkpoint(checkpoint_path())
+def test_brief_decoding_changes_pictures_by_little_and_leaves_the_model_as_it_was(model: Any) -> None:
     request = SampleRequest(("a red circle on gray",), steps=2, width=SIZE, height=SIZE)
     (exact,) = sample(model, request)
     with quality.brief_decoding(model):

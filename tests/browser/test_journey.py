@@ -73,6 +73,6 @@ def test_from_pictures_to_a_prompt(person: Person, program: tuple[Standalone, st
     person.reads("#lorakit_after", "<lora:my toy:1>")
     person.press("Send the tag to txt2img")
     assert "<lora:my toy:1>" in person.value("#lorakit_prompt")
-    person.press("Generate", within="#lorakit_generate, #lorakit_generate_tab")
+    person.one("#lorakit_generate").click()
     person.reads("#lorakit_report", "layers applied", 120)
     assert [line for line in person.complaints() if "iframe-resizer" not in line] == []
