@@ -16,7 +16,7 @@ from lib_lora.miniature.subjects import SUBJECTS, photograph, write_photos
 from tests.browser.person import Person, a_person
 
 pytestmark = [pytest.mark.webui, pytest.mark.browser]
-STEPS = 16
+STEPS = 24
 PROMPT = "a big sks toy on a red background"
 
 
@@ -99,6 +99,12 @@ def test_from_pictures_to_a_picture(server: Any, person: Person, pictures: Path)
     person.press("Train LoRA")
     person.reads("#lorakit_progress", "Paused")
     person.until(lambda: person.value("#lorakit_folder") == str(pictures), "what was typed before the reload")
+    person.press("Resume", within="#lorakit_running")
+    person.until(lambda: status(server)["step"] > done, "a step more", 120)
+    person.press("Cancel", within="#lorakit_running")
+    person.press("Press again to cancel", within="#lorakit_running")
+    person.reads("#lorakit_progress", "Stopped", 120)
+    assert done < status(server)["step"] < STEPS
     person.press("Resume", within="#lorakit_running")
     person.reads("#lorakit_progress", "Finished", 300)
     assert status(server)["step"] == STEPS and (server.networks / "my toy.safetensors").is_file()
