@@ -81,17 +81,21 @@ def _lycoris(unet: Any, algo: str, settings: Mapping[str, Any]) -> Any:
 
     unet.requires_grad_(False)
     modules = ATTENTION if algo == "lora" else ATTENTION + CONVOLUTIONS
+    before = LycorisNetwork.LORA_PREFIX
     LycorisNetwork.apply_preset({"target_module": modules, "target_name": [], "lora_prefix": "lora_unet"})
-    network = create_lycoris(
-        unet,
-        1.0,
-        linear_dim=settings["network.rank"],
-        linear_alpha=settings["network.alpha"],
-        algo=algo,
-        conv_dim=settings["network.conv_rank"],
-        conv_alpha=settings["network.conv_alpha"],
-        factor=settings.get("network.factor", -1),
-    )
+    try:
+        network = create_lycoris(
+            unet,
+            1.0,
+            linear_dim=settings["network.rank"],
+            linear_alpha=settings["network.alpha"],
+            algo=algo,
+            conv_dim=settings["network.conv_rank"],
+            conv_alpha=settings["network.conv_alpha"],
+            factor=settings.get("network.factor", -1),
+        )
+    finally:
+        LycorisNetwork.LORA_PREFIX = before  # of the class: it would last for whoever comes next
     network.apply_to()
     network.train()
     return network

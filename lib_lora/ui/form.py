@@ -191,11 +191,13 @@ class Events:
 
     def restore(self, folder: str) -> list[Any]:
         """The form as it was last, or begun for this machine and base."""
+        import gradio as gr
+
         values = FormMemory(self.page.trainer.home()).load()
         if values is None:
             word = self.looker.suggestion("")
             top = [str(folder or ""), "", "", word, "", ""]
-            return updates(self.page.anew(SUBJECT, [*top, 0, "{}"]))
+            return [gr.update(), *updates(self.page.anew(SUBJECT, [*top, 0, "{}"]))[1:]]  # somebody may type already
         values[7] = self.page.restored(values)
         if folder and not values[0]:
             values[0] = folder

@@ -40,6 +40,7 @@ KIND_LABELS: Mapping[str, str] = dict(
 QUALITY_LABELS: Mapping[str, str] = dict(zip(QUALITIES, ("Quick look", "Good", "Thorough"), strict=True))
 SMALL_SIDE = 128  # pixels: what only the miniature draws
 MINIATURE_VAE = 5_000_000  # numbers, about
+RUNS = "output.folder"  # this page keeps its runs in one place; one of another machine would only be refused
 COUNT = 8  # values of the form
 _KEY = re.compile(r"\b([a-z]+\.[a-z_0-9]+)\b")
 Values = list[Any]  # folder, kind, quality, trigger, class word, name, steps, edits as JSON
@@ -88,7 +89,7 @@ class FormPage:
 
     def fill(self, settings: Settings) -> Values:
         """The form's values for settings, e.g. of an earlier run. Raises LoraError if they cannot be used."""
-        given = dict(settings)
+        given = {key: value for key, value in settings.items() if key != RUNS}
         preset = str(given.get("preset") or "")
         given["preset"] = preset = preset if preset in PRESETS else next(iter(PRESETS))
         job = self.trainer.job(given)
@@ -190,7 +191,9 @@ class FormPage:
 
     def restored(self, values: Sequence[Any]) -> str:
         """The edits of remembered values, complete: what is new since then is as usual."""
-        return replace(self.reading(values).edits, restored=True).as_text()
+        edits = self.reading(values).edits
+        runs = {RUNS: self.trainer.job({}).output.folder}  # of this host only: its data may have been moved
+        return replace(edits, values={**edits.values, **runs}, restored=True).as_text()
 
     # ---- starting
 

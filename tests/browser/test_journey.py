@@ -75,4 +75,5 @@ def test_from_pictures_to_a_prompt(person: Person, program: tuple[Standalone, st
     assert "<lora:my toy:1>" in person.value("#lorakit_prompt")
     person.one("#lorakit_generate").click()
     person.reads("#lorakit_report", "layers applied", 120)
-    assert [line for line in person.complaints() if "iframe-resizer" not in line] == []
+    elsewhere = ("net::ERR_", "Unable to preload CSS for https://")  # gradio's own fonts; pages of other tests
+    assert [line for line in person.complaints() if not any(words in line for words in elsewhere)] == []

@@ -106,6 +106,7 @@ def test_what_a_reader_does_survives_news(stage: Stage, at: Person, run: RunFact
     at.reads("#lorakit_progress", "120 of 400")
     at.until(lambda: len(at.all("#lorakit_samples img")) == 4, "four pictures")
     at.press("Log")
+    at.until(lambda: script(at, "return document.querySelector('.lk-lines').scrollTop > 40"), "the log's end")
     script(
         at,
         "document.querySelector('.lk-lines').scrollTop = 40;"
@@ -310,7 +311,8 @@ def test_every_text_can_be_read_dark_and_narrow(stage: Stage, at: Person, run: R
             assert script(at, CONTRAST) == []
             assert script(at, "return document.documentElement.scrollWidth <= innerWidth")
     script(at, "document.body.classList.remove('dark')")
-    assert [one for one in at.complaints() if "net::ERR_" not in one] == []
+    elsewhere = ("net::ERR_", "Unable to preload CSS for https://")  # gradio's own fonts and scripts
+    assert [one for one in at.complaints() if not any(words in one for words in elsewhere)] == []
 
 
 # Texts with a contrast below 4.5 : 1 (WCAG 2 AA) against what is behind them; disabled buttons need none.

@@ -208,6 +208,15 @@ def test_unknown_and_missing_values_are_as_usual(page: FormPage) -> None:
     assert job.network.rank == 5 and job.optimizer.lr == 1e-4
 
 
+def test_the_folder_of_runs_is_this_hosts_after_a_move_and_in_a_job_from_elsewhere(page: FormPage) -> None:
+    own = page.trainer.job({}).output.folder
+    remembered = begun(page, output__folder="/the/old/place/runs", network__rank="24")
+    found = [*remembered[:STATE], page.restored(remembered)]
+    assert (page.read(found)["output.folder"], page.read(found)["network.rank"]) == (own, 24)
+    filled = page.fill({**page.read(remembered), "output.folder": "C:/another/machine"})
+    assert (page.read(filled)["output.folder"], page.read(filled)["network.rank"]) == (own, 24)
+
+
 def test_too_few_values_are_told(page: FormPage) -> None:
     assert "load the page again" in page.start(["/p"])
 
