@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ def captioners(webui: Webui) -> Sequence[Captioner]:
     return [*own, *(Tagger(webui, name, one) for name, one in _taggers().items())]
 
 
-class _Base:
+class _Base(ABC):
     """What all of them share: alone with the model's memory, with the webui's progress, errors told."""
 
     name = ""
@@ -85,10 +86,11 @@ class _Base:
         everything_to_cpu()
         self.webui.devices.torch_gc()
 
+    @abstractmethod
     def _load(self) -> Describe:
-        raise NotImplementedError
+        """Into memory."""
 
-    def _unload(self) -> None:
+    def _unload(self) -> None:  # noqa: B027 - some keep nothing
         """Out of the GPU's memory again."""
 
 
@@ -108,7 +110,7 @@ class Blip(_Base):
         interrogator.load()
         return lambda picture: str(interrogator.generate_caption(picture))
 
-    def _unload(self) -> None:
+    def _unload(self) -> None:  # noqa: B027 - some keep nothing
         self.webui.shared.interrogator.unload()
 
 
@@ -141,7 +143,7 @@ class DeepBooru(_Base):
         model.start()
         return lambda picture: str(model.tag_multi(picture, force_disable_ranks=True))
 
-    def _unload(self) -> None:
+    def _unload(self) -> None:  # noqa: B027 - some keep nothing
         model = self.webui.deepbooru.model
         if model.model is not None:
             model.stop()
@@ -168,7 +170,7 @@ class Tagger(_Base):
     def _load(self) -> Describe:
         return lambda picture: tags_text(self.tagger.interrogate(picture)[1])
 
-    def _unload(self) -> None:
+    def _unload(self) -> None:  # noqa: B027 - some keep nothing
         unload = getattr(self.tagger, "unload", None)
         if callable(unload):
             unload()
