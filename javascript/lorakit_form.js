@@ -1,18 +1,22 @@
 // The form of the Train page: keeps the fields of Advanced and the rows of concepts in step with one hidden text field
-// that gradio sends, searches, marks what was changed, and goes to a field that a message is about.
+// that gradio sends, marks what was changed, and goes to a field that a message is about.
 (function () {
     if (window.lorakitForm) return;
-    const TICK_MS = 300, SETTLE_MS = 600, IDLE_MS = 10000, FLAG_MS = 4000;
+    const TICK_MS = 300, SETTLE_MS = 600, IDLE_MS = 10000, AGAIN_MS = 8000;
+    const early = new Map(); // what was typed before the server said what was remembered: by element, its value
     let state = null, text = "", hints = {}, hintsText = "", told = "";
-    let restored = 0, lookAt = 0, looked = 0, opened = null;
+    let asked = 0, lookAt = 0, looked = 0;
 
     const byId = id => document.getElementById(id);
     const box = id => document.querySelector("#" + id + " textarea, #" + id + " input");
     const all = (selector, root) => Array.from((root || document).querySelectorAll(selector));
     const settings = () => byId("lorakit_settings");
 
-    function put(id, value) { // as if it were typed
-        const field = box(id);
+    function put(id, value) {
+        enter(box(id), value);
+    }
+
+    function enter(field, value) { // as if it were typed
         if (!field || field.value === value) return;
         const kind = field instanceof HTMLTextAreaElement ? HTMLTextAreaElement : HTMLInputElement;
         Object.getOwnPropertyDescriptor(kind.prototype, "value").set.call(field, value);
@@ -31,8 +35,10 @@
     }
 
     // ---- between the hidden text and the fields
+    const restored = () => !!state && state.restored === true;
+
     function read() {
-        const field = box("lorakit_form_state");
+        const field = box("lorakit_form_state"), waited = !restored();
         if (!field || field.value === text) return;
         try {
             state = JSON.parse(field.value);
@@ -42,6 +48,23 @@
         text = field.value;
         show();
         soon();
+        if (waited && restored()) setTimeout(typeAgain, 0); // gradio sets the other fields of the same answer first
+    }
+
+    function typeAgain() {
+        const typed = Array.from(early);
+        early.clear();
+        for (const [field, value] of typed) {
+            if (field.type === "radio") field.click();
+            else if (field.type === "checkbox") field.checked = value;
+            else enter(field, value);
+            if (field.dataset.lkKey) take(field);
+        }
+    }
+
+    function take(field) {
+        state.values[field.dataset.lkKey] = field.type === "checkbox" ? field.checked : field.value;
+        write();
     }
 
     function write() {
@@ -92,7 +115,7 @@
         }
         settings().querySelector("[data-lk='changes']").textContent = total;
         settings().querySelector("[data-lk='reset']").disabled = !total;
-        filter();
+        window.lorakitFind.filter();
     }
 
     function readHints() {
@@ -113,7 +136,7 @@
             line.replaceChildren(...pieces(why));
             line.hidden = !why;
         }
-        filter();
+        window.lorakitFind.filter();
     }
 
     function pieces(why) { // words and values as nodes of their own, so that the words can be translated
@@ -125,64 +148,6 @@
         });
     }
 
-    // ---- search
-    function filter() {
-        const root = settings(), find = byId("lorakit_find");
-        if (!root || !find) return;
-        const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
-        const every = root.querySelector("[data-lk='all']").checked;
-        let found = 0;
-        for (const section of all("details.lkf-section", root)) {
-            let shown = 0;
-            for (const field of all(".lkf-field", section)) {
-                const fits = words.every(word => field.dataset.words.includes(word));
-                const idle = field.classList.contains("lkf-muted") && !field.classList.contains("lkf-changed");
-                field.hidden = words.length ? !fits : idle && !every;
-                if (!field.hidden) shown += 1;
-            }
-            section.hidden = !shown;
-            if (words.length && shown) section.open = true;
-            found += shown;
-        }
-        for (const pointer of all(".lkf-pointer", root)) {
-            pointer.hidden = !words.length || !words.every(word => pointer.dataset.words.includes(word));
-            if (!pointer.hidden) found += 1;
-        }
-        root.querySelector(".lkf-none").hidden = found > 0 || !words.length;
-    }
-
-    function searched() {
-        const sections = all("details.lkf-section", settings());
-        if (byId("lorakit_find").value && opened === null) opened = sections.map(section => section.open);
-        if (!byId("lorakit_find").value && opened !== null) {
-            sections.forEach((section, number) => { section.open = opened[number]; });
-            opened = null;
-        }
-        filter();
-    }
-
-    function goTo(key) {
-        const field = document.querySelector(".lkf-field[data-key='" + key + "']");
-        const target = field || byId(document.querySelector("[data-lk-for='" + key + "']")?.dataset.lkGo || "");
-        if (!target) return;
-        if (field) field.hidden = false;
-        for (let parent = target.parentElement; parent; parent = parent.parentElement) {
-            if (parent.matches("details")) {
-                parent.open = true;
-                parent.hidden = false;
-            }
-        }
-        focus(target);
-    }
-
-    function focus(target) {
-        target.scrollIntoView({block: "center", behavior: "smooth"});
-        const input = target.querySelector("textarea, input, select");
-        if (input) input.focus({preventScroll: true});
-        target.classList.add("lkf-flag");
-        setTimeout(() => target.classList.remove("lkf-flag"), FLAG_MS);
-    }
-
     // A message that is about a field has its name with it. The mark stands beside the text, in the same element.
     function readMessages() {
         const marks = all("#lorakit_form [data-lk-field]").map(one => one.dataset.lkField + one.parentElement.textContent);
@@ -191,19 +156,19 @@
         const fresh = all("#lorakit_form [data-lk-field]").find(
             one => !told.includes(one.dataset.lkField + one.parentElement.textContent));
         told = now;
-        if (fresh) goTo(fresh.dataset.lkField);
+        if (fresh) window.lorakitFind.goTo(fresh.dataset.lkField);
     }
 
     // ---- what people do
     function edited(event) {
         const field = event.target;
-        if (field.id === "lorakit_find") return searched();
-        if (field.dataset.lk === "all") return filter();
         if (field.dataset.lkLoad) return load(field);
+        if (event.isTrusted && !restored() && field.closest("#lorakit_form, #lorakit_folder")) {
+            early.set(field, field.type === "checkbox" ? field.checked : field.value);
+        }
         if (!state) return;
         if (field.dataset.lkKey) {
-            state.values[field.dataset.lkKey] = field.type === "checkbox" ? field.checked : field.value;
-            write();
+            take(field);
         } else if (field.dataset.lkConcept) {
             state.concepts[+field.closest("fieldset").dataset.row][field.dataset.lkConcept] = field.value;
             write();
@@ -222,7 +187,7 @@
         const data = button.dataset;
         if (button.id === "lorakit_start" || button.id === "lorakit_queue") told = "";
         if (data.lkPut) put(data.lkPut, data.value);
-        if (data.lkGo) focus(byId(data.lkGo));
+        if (data.lkGo) window.lorakitFind.focus(byId(data.lkGo));
         if (data.lkSave) save(data.lkSave);
         if (!state) return;
         if (data.lk === "reset") {
@@ -238,19 +203,13 @@
             state.concepts.splice(+button.closest("fieldset").dataset.row, 1);
             showConcepts();
             write();
+            if (button.offsetParent === null) document.querySelector("[data-lk='add-concept']").focus();
         }
     }
 
     function keyed(event) {
         const field = event.target;
-        if (field.id === "lorakit_find" && event.key === "Escape") {
-            field.value = "";
-            searched();
-        } else if (field.id === "lorakit_find" && event.key === "Enter") {
-            event.preventDefault();
-            const first = all(".lkf-field, .lkf-pointer", settings()).find(one => !one.hidden && one.offsetParent);
-            if (first) (first.matches("button") ? first : first.querySelector("textarea, input, select")).focus();
-        } else if (event.key === "Enter" && field.matches("textarea[data-lk-key], textarea[data-lk-concept]")
+        if (event.key === "Enter" && field.matches("textarea[data-lk-key], textarea[data-lk-concept]")
                    && !field.dataset.lines) {
             event.preventDefault();
         }
@@ -275,15 +234,15 @@
         const form = byId("lorakit_form");
         if (!form || form.offsetParent === null || document.hidden || !box("lorakit_form_state")) return;
         const now = Date.now();
-        if (!restored) {
-            restored = now;
-            lookAt = now + 2 * SETTLE_MS;
-            press("lorakit_form_restore");
-        }
         read();
         readHints();
         readMessages();
-        if ((lookAt && now >= lookAt) || now - looked > IDLE_MS) {
+        if (!restored()) { // a look would propose what is proposed to newcomers
+            if (now - asked > AGAIN_MS) {
+                asked = now;
+                press("lorakit_form_restore");
+            }
+        } else if ((lookAt && now >= lookAt) || now - looked > IDLE_MS) {
             lookAt = 0;
             looked = now;
             press("lorakit_form_look");

@@ -13,7 +13,7 @@ from lib_lora.train.config import JobConfig
 from lib_lora.train.presets import PRESETS, preset_job
 from lib_lora.train.rare_words import CANDIDATES
 from lib_lora.train.wizard import GOOD, SUBJECT
-from lib_lora.ui import form_html, form_lines, form_presets, form_toml
+from lib_lora.ui import form_html, form_lines, form_presets, form_toml, html
 from lib_lora.ui.compat import api_argument, js_argument
 from lib_lora.ui.form_look import Looker, short
 from lib_lora.ui.form_memory import FormMemory
@@ -174,6 +174,8 @@ class Events:
 
     def start(self, *values: Any) -> str:
         """Train, or queue: a message as HTML. What is sent is remembered."""
+        if not self.page.is_complete(values):
+            return html.message("The form is still being filled in; press again in a moment.", bad=True)
         FormMemory(self.page.trainer.home()).save(values)
         return self.page.start(values)
 

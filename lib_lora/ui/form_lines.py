@@ -56,14 +56,17 @@ def trigger_line(facts: TriggerFacts | None) -> str:
     return f'<div class="lkf-check lkf-{facts.verdict}">{head}{". " + notes if notes else ""}</div>'
 
 
-def name_line(name: str, taken: str, free: str) -> str:
-    """Whether the name is free, and another one where it is not."""
+def name_line(tags: str, checkpoint: str, taken: str, free: str) -> str:
+    """What a prompt says to use the files, and the checkpoint to choose; or the file in the way, and a name that helps."""
     if not taken:
-        return _line("", f"<span>Prompt:</span> <code>&lt;lora:{escape(name)}:1&gt;</code>" if name else "")
+        prompt = f"<span>Prompt:</span> <code>{escape(tags)}</code>" if tags else ""
+        chosen = f"<span>Checkpoint:</span> <code>{escape(checkpoint)}</code>" if checkpoint else ""
+        return _line("", " ".join(filter(None, (prompt, chosen))))
+    use = f'<button type="button" data-lk-put="lorakit_name" data-value="{escape(free)}"><span>Use</span> '
+    use += f"<b>{escape(free)}</b></button>"
     return (
         f'<div class="lkf-check lkf-poor"><span>There is such a file already:</span> <code>{escape(taken)}</code> '
-        f'<button type="button" data-lk-put="lorakit_name" data-value="{escape(free)}"><span>Use</span> '
-        f"<b>{escape(free)}</b></button></div>"
+        f"{use if free else ''}</div>"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from lib_lora.train.pace import pace_of
 from lib_lora.train.rare_words import Tokenizer, check_trigger, suggest
 from lib_lora.train.wizard import Machine, offers, too_large
 from lib_lora.ui import form_lines as lines
+from lib_lora.ui.form_name import Names, files_in
 from lib_lora.ui.form_page import FormPage, field_of
 from lib_lora.ui.form_state import Reading, usual_name
 from lib_lora.ui.spoken import pieces
@@ -69,7 +69,7 @@ class Looker:
             log.warning("nothing can be said of the form: %s", error)
             return Looked("", lines.base_line(facts), "", "", lines.estimate_refused(str(error)), "{}", (), "")
         networks = folder_job.output.network_folder
-        name, name_line = self._name(form, networks, proposed)
+        name, name_line = self._name(form, self._names(form, folder_job), proposed)
         trigger = check_trigger(form.trigger, self.tokenizer(), self._taken(networks))
         estimate, hints = self._estimate(form, facts, machine, name or form.name)
         all_offers = offers(machine, page.estimator, _host_values(folder_job, facts))
@@ -112,18 +112,26 @@ class Looker:
             return found[(found.index(current) + 1) % len(found)]
         return found[0] if found else current
 
-    def _name(self, form: Reading, networks: str, proposed: str) -> tuple[str, str]:
+    def _name(self, form: Reading, names: Names, proposed: str) -> tuple[str, str]:
         """A name to put into the field, "" to leave it, and the line under it."""
         wished = form.name.strip()
         own = not wished or wished == proposed
         if own:
-            wished = free_name(usual_name(form.trigger, form.class_word), networks)
-        taken = _there(wished, networks)
-        free = free_name(wished, networks) if taken else wished
-        return (wished if own and wished != form.name else ""), lines.name_line(wished, taken, free)
+            wished = names.free(usual_name(form.trigger, form.class_word))
+        taken = names.taken(wished)
+        free = names.free(wished) if taken else wished
+        line = lines.name_line(names.tags(wished), names.checkpoint(wished), taken, free if free != wished else "")
+        return (wished if own and wished != form.name else ""), line
+
+    def _names(self, form: Reading, usual: JobConfig) -> Names:
+        """By the method that is chosen; by the usual one while the form has a value that cannot be used."""
+        try:
+            return Names(self.page.trainer.job(form.settings()))
+        except LoraError:  # the estimate says which
+            return Names(usual)
 
     def _taken(self, networks: str) -> list[str]:
-        return [path.stem for path in _files(networks)]
+        return [path.stem for path in files_in(networks)]
 
     def _estimate(self, form: Reading, facts: BaseFacts, machine: Machine, name: str) -> tuple[str, dict[str, Any]]:
         page = self.page
@@ -170,31 +178,9 @@ class Looker:
         return preflight.pictures_of(job)
 
 
-def free_name(name: str, folder: str) -> str:
-    """The name, or with -2, -3, ... the first that no file in `folder` has."""
-    stem, number = re.sub(r"-\d+$", "", name) if _there(name, folder) else name, 1
-    found = name
-    while _there(found, folder):
-        number += 1
-        found = f"{stem}-{number}"
-    return found
-
-
 def short(text: str) -> str:
     """A text by which to see whether another one is the same."""
     return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()[:16]
-
-
-def _there(name: str, folder: str) -> str:
-    """The network file of that name in a folder, "" if there is none. Case is not told apart everywhere."""
-    return next((path.name for path in _files(folder) if path.stem.casefold() == name.casefold()), "")
-
-
-def _files(folder: str) -> list[Path]:
-    try:
-        return [path for path in Path(folder).expanduser().iterdir() if path.suffix in (".safetensors", ".pt")]
-    except (OSError, ValueError):
-        return []
 
 
 def _host_values(job: JobConfig, facts: BaseFacts) -> Mapping[str, Any]:

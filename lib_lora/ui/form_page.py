@@ -197,6 +197,13 @@ class FormPage:
 
     # ---- starting
 
+    def is_complete(self, values: Sequence[Any]) -> bool:
+        """Whether what was remembered is in the form: before that nothing of it is submitted, or remembered."""
+        try:
+            return self.reading(values).edits.restored
+        except LoraError:
+            return True  # `start` tells it
+
     def start(self, values: Sequence[Any]) -> str:
         """Submit the form: a message as HTML."""
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 
 from lib_lora.ui import form
 from lib_lora.ui.compat import api_argument, js_argument, page_script, page_style
+from lib_lora.ui.form_memory import FormMemory
 from tests.browser.person import Person
 from tests.ui.fake_trainer import INPAINTING, SD1, FakeTrainer
 
@@ -21,6 +23,7 @@ pytestmark = pytest.mark.browser
 STATE = "return JSON.parse(document.querySelector('#lorakit_form_state textarea').value)"
 HELD = "return document.querySelector('#lorakit_{} textarea, #lorakit_{} input').value"
 ADDRESS = "127.0.0.1"
+SLOW = 4.0  # seconds
 
 
 class Page:
@@ -193,6 +196,36 @@ def test_what_was_typed_survives_a_reload(at: Person, page: Page) -> None:
     at.until(lambda: held(at, "class") == "<b>dog</b>", "the class as it was typed")
     assert held(at, "steps") == "1200"
     at.until(lambda: state(at)["restored"], "everything to be back")
+
+
+def test_a_slow_server_neither_renames_nor_takes_away_what_is_typed(
+    at: Person, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at.fill("#lorakit_name", "k10")
+    at.number("#lorakit_steps", 8)
+    kept = page.trainer.home() / "form.json"
+    at.until(lambda: kept.is_file() and '"k10"' in kept.read_text() and ", 8, " in kept.read_text(), "it to be kept")
+    load = FormMemory.load
+    monkeypatch.setattr(FormMemory, "load", lambda memory: time.sleep(SLOW) or load(memory))
+    at.open(page.address)
+    at.fill("#lorakit_folder", str(page.pictures))  # before the server has said what was remembered
+    at.fill("#lorakit_class", "dog")
+    seen: set[str] = set()
+    at.until(lambda: seen.add(held(at, "name")) or state(at)["restored"], "everything to be back")
+    at.reads("#lorakit_estimate", "12 pictures")
+    assert seen <= {"", "k10"}, "a name was proposed in place of the one that was remembered"
+    assert (held(at, "name"), held(at, "steps")) == ("k10", "8")
+    assert (held(at, "folder"), held(at, "class")) == (str(page.pictures), "dog")
+    at.reads("#lorakit_estimate", "8 steps")
+
+
+def test_train_waits_for_what_is_remembered(at: Person, page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = FormMemory.load
+    monkeypatch.setattr(FormMemory, "load", lambda memory: time.sleep(SLOW) or load(memory))
+    at.open(page.address)
+    at.press("Train")
+    at.reads("#lorakit_message", "still being filled in")
+    assert page.trainer.submitted == []
 
 
 def test_several_concepts(at: Person, page: Page) -> None:

@@ -289,7 +289,7 @@ def form() -> Iterator[str]:
         BaseFacts(NAME, "sd1", 512, "it is an inpainting model; choose one that draws from noise")
     )
     yield from trigger_lines()
-    yield form_lines.name_line(NAME, "", "") + form_lines.name_line(NAME, f"{NAME}.safetensors", NAME)
+    yield form_lines.name_line(NAME, NAME, "", "") + form_lines.name_line(NAME, "", f"{NAME}.safetensors", NAME)
     visits = (Visits(600, 2, 1200, 12, 100.0, 100.0), Visits(600, 2, 1200, 0, 0.0, 0.0))
     paces = (None, Pace(0.5), Pace(0.5, NAME), Pace(5.0, NAME, True))
     for visit, pace, total in product(visits, paces, (None, 8 * GB)):

@@ -16,7 +16,7 @@ from lib_lora.errors import BadConfig
 from lib_lora.train.wizard import Machine
 from lib_lora.ui import form, form_html, form_lines, form_page
 from lib_lora.ui.form import Events, Form
-from lib_lora.ui.form_look import Looker, free_name
+from lib_lora.ui.form_look import Looker
 from lib_lora.ui.form_memory import FormMemory
 from lib_lora.ui.form_page import FormPage
 from lib_lora.ui.form_presets import PresetEvents
@@ -179,11 +179,18 @@ def test_a_name_is_proposed_and_a_taken_one_told(events: Events, tmp_path: Path)
     assert "such a file already" in third["name_line"] and 'data-value="Xulek-Dog-2"' in third["name_line"]
 
 
-def test_free_names_go_on_counting(tmp_path: Path) -> None:
-    for name in ("rex", "rex-2", "rex-3"):
-        (tmp_path / f"{name}.safetensors").touch()
-    assert free_name("rex", str(tmp_path)) == "rex-4" == free_name("rex-2", str(tmp_path))
-    assert free_name("fido", str(tmp_path)) == "fido" and free_name("x", str(tmp_path / "none")) == "x"
+def test_the_line_says_what_this_method_makes(events: Events, tmp_path: Path) -> None:
+    def line(**settings: Any) -> str:
+        return words_of(look(events, begun(events.page, **settings))["name_line"])
+
+    assert line(method__name="textual_inversion") == "Prompt: rex"
+    assert line(method__name="hypernetwork") == "Prompt: <hypernet:rex:1>"
+    assert line(method__name="dreambooth") == "Checkpoint: rex.safetensors"
+    assert (
+        line(method__name="dreambooth", method__as_lora="32") == "Prompt: <lora:rex-lora:1> Checkpoint: rex.safetensors"
+    )
+    assert line(method__name="pivotal_tuning").startswith("Prompt: <lora:rex:1> ")
+    assert line(method__name="textual_inversion", optimizer__lr="fast") == "Prompt: <lora:rex:1>"
 
 
 def test_a_known_word_is_not_recommended(events: Events) -> None:
