@@ -63,8 +63,8 @@ def add(trainer: Trainer, folder: Any) -> Form:
     events = Events(page, looker)
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", **api_argument(train.click, None)}
     script = js_argument(train.click, START_SCRIPT)
-    train.click(events.start, form.inputs, [message], **quiet, **script)
-    queue.click(events.start, form.inputs, [message], **quiet, **script)
+    train.click(events.start, [*form.inputs, parts.seen], [message], **quiet, **script)
+    queue.click(events.start, [*form.inputs, parts.seen], [message], **quiet, **script)
     parts.kind.input(events.kind, form.inputs, form.inputs, **quiet)
     parts.quality.input(events.quality, form.inputs, form.inputs, **quiet)
     parts.suggest.click(events.suggest, [parts.trigger], [parts.trigger], **quiet)
@@ -82,7 +82,7 @@ def add(trainer: Trainer, folder: Any) -> Form:
         parts.seen,
     ]
     parts.look.click(events.look, [*form.inputs, parts.seen], shown, **quiet)
-    parts.restore.click(events.restore, [folder], form.inputs, **quiet)
+    parts.restore.click(events.restore, [folder], [*form.inputs, parts.seen], **quiet)
     return form
 
 
@@ -155,15 +155,20 @@ def _beginning(page: FormPage) -> tuple[JobConfig, str]:
         return preset_job(preset), preset
 
 
-def updates(values: Values) -> list[Any]:
-    """The form's values as gradio wants them sent."""
+def updates(values: Values, held: Sequence[Any] | None = None) -> list[Any]:
+    """The form's values as gradio wants them sent.
+
+    `held`: what the fields held when this was asked for. Those that stay are not sent: somebody may have typed since.
+    """
     import gradio as gr
 
     found = [gr.update(value=value) for value in values]
     steps = values[6]
     most = max(MOST_STEPS, int(steps)) if isinstance(steps, (int, float)) else MOST_STEPS
     found[6] = gr.update(value=steps, maximum=most)
-    return found
+    if held is None:
+        return found
+    return [one if new != old else gr.update() for one, new, old in zip(found, values, held, strict=True)]
 
 
 class Events:
@@ -173,10 +178,11 @@ class Events:
         self.page, self.looker = page, looker
 
     def start(self, *values: Any) -> str:
-        """Train, or queue: a message as HTML. What is sent is remembered."""
+        """Train, or queue: a message as HTML. What is sent is remembered. The last value is what this browser knows."""
+        *values, seen = values
         if not self.page.is_complete(values):
             return html.message("The form is still being filled in; press again in a moment.", bad=True)
-        FormMemory(self.page.trainer.home()).save(values)
+        FormMemory(self.page.trainer.home()).save(values, _seen(seen).get("proposed", ""))
         return self.page.start(values)
 
     def kind(self, *values: Any) -> list[Any]:
@@ -192,18 +198,20 @@ class Events:
         return self.looker.suggestion(str(current or "").strip())
 
     def restore(self, folder: str) -> list[Any]:
-        """The form as it was last, or begun for this machine and base."""
+        """The form as it was last, or begun for this machine and base; and the name that was proposed for it."""
         import gradio as gr
 
-        values = FormMemory(self.page.trainer.home()).load()
-        if values is None:
+        remembered = FormMemory(self.page.trainer.home()).load()
+        if remembered is None:
             word = self.looker.suggestion("")
             top = [str(folder or ""), "", "", word, "", ""]
-            return [gr.update(), *updates(self.page.anew(SUBJECT, [*top, 0, "{}"]))[1:]]  # somebody may type already
+            begun = updates(self.page.anew(SUBJECT, [*top, 0, "{}"]))
+            return [gr.update(), *begun[1:], "{}"]  # somebody may type a folder already
+        values, proposed = remembered
         values[7] = self.page.restored(values)
         if folder and not values[0]:
             values[0] = folder
-        return updates(values)
+        return [*updates(values), json.dumps({"proposed": proposed})]
 
     def look(self, *values: Any) -> list[Any]:
         """What the form says of itself, as far as it is new to this browser; the form is remembered."""
@@ -213,15 +221,15 @@ class Events:
         seen = _seen(seen_text)
         found = self.looker.look(form, seen.get("proposed", ""))
         mark = short(json.dumps(form))
+        proposed = found.name or seen.get("proposed", "")
         if found.restored and mark != seen.get("form"):  # another tab's form may be the newer one
-            FormMemory(self.page.trainer.home()).save(form)
+            FormMemory(self.page.trainer.home()).save(form, proposed)
         texts = [found.base, found.trigger, found.name_line, found.estimate, found.hints, found.refused]
         digests = [short(text) for text in [*texts, json.dumps(found.presets)]]
         old = seen.get("digests", [])
         fresh = [number >= len(old) or old[number] != one for number, one in enumerate(digests)]
         sent = [gr.update(value=text) if new else gr.update() for text, new in zip(texts, fresh)]
         choices = gr.update(choices=list(found.presets)) if fresh[-1] else gr.update()
-        proposed = found.name or seen.get("proposed", "")
         name = gr.update(value=found.name) if found.name else gr.update()
         moved = updates(list(found.moved))[-2:] if found.moved else [gr.update(), gr.update()]
         kept = {"digests": digests, "proposed": proposed, **({"form": mark} if found.restored else {})}

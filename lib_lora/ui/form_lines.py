@@ -57,7 +57,7 @@ def trigger_line(facts: TriggerFacts | None) -> str:
 
 
 def name_line(tags: str, checkpoint: str, taken: str, free: str) -> str:
-    """What a prompt says to use the files, and the checkpoint to choose; or the file in the way, and a name that helps."""
+    """What a prompt says to use the files, the checkpoint to choose; or the file in the way, and a name that helps."""
     if not taken:
         prompt = f"<span>Prompt:</span> <code>{escape(tags)}</code>" if tags else ""
         chosen = f"<span>Checkpoint:</span> <code>{escape(checkpoint)}</code>" if checkpoint else ""

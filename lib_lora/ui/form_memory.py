@@ -23,24 +23,30 @@ class FormMemory:
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
 
-    def load(self) -> list[Any] | None:
-        """The values, or None without any that can be used; a damaged file is told in the log."""
+    def load(self) -> tuple[list[Any], str] | None:
+        """The values and the name that was proposed, or None without any that can be used; that is told in the log."""
         try:
             if self.path.stat().st_size > LARGEST:
                 raise ValueError("too large")
-            values = json.loads(self.path.read_bytes())["values"]
-            if not _of_the_form(values):
+            found = json.loads(self.path.read_bytes())
+            values, proposed = found["values"], found.get("proposed", "")
+            if not isinstance(proposed, str) or not _of_the_form(values):
                 raise ValueError("not a form's values")
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             log.warning("%s is damaged (%s); the form begins anew", self.path, error)
             return None
-        return list(values)
+        return list(values), proposed
 
-    def save(self, values: Sequence[Any]) -> None:
-        """Keep the values if they are others than those kept. A full disk is told in the log only."""
-        data = json.dumps({"values": list(values)}, ensure_ascii=False).encode("utf-8", errors="replace")
+    def save(self, values: Sequence[Any], proposed: str) -> None:
+        """Keep the values if they are others than those kept. A full disk is told in the log only.
+
+        `proposed`: the name that was last proposed; while it is in the form, another one may take its place.
+        """
+        data = json.dumps({"values": list(values), "proposed": proposed}, ensure_ascii=False).encode(
+            "utf-8", errors="replace"
+        )
         try:
             if self.path.is_file() and self.path.read_bytes() == data:
                 return

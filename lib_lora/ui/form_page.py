@@ -95,8 +95,8 @@ class FormPage:
         job = self.trainer.job(given)
         own = {key: value for key, value in given.items() if key in PERSONAL}
         edits = Edits.of_job(job, preset, self.trainer.job({"preset": preset, **own}))
-        edits = replace(edits, restored=True, base=self.base_kind())
-        return self._values(job, self._kind(job, preset), GOOD, edits)
+        kind = self._kind(job, preset)
+        return self._values(job, kind, GOOD, replace(self._begun_for(edits, kind, GOOD), restored=True))
 
     def base_kind(self) -> str:
         """What of the base the settings depend on."""
@@ -137,7 +137,7 @@ class FormPage:
 
     def _moved(self, form: Reading, values: Sequence[Any], job: JobConfig, preset: str) -> Values:
         edits, steps = form.edits.moved_to(job, preset, _steps_text(form.steps))
-        edits = replace(edits, base=self.base_kind())
+        edits = self._begun_for(edits, form.kind, form.quality)
         if form.several and not edits.concepts:
             first = {"folder": form.folder, "trigger": form.trigger, "class_word": form.class_word}
             edits = replace(edits, concepts=(first, {}))
@@ -146,24 +146,26 @@ class FormPage:
         return found
 
     def rebased(self, values: Sequence[Any]) -> Values | None:
-        """The form fitted to another base than it was begun for, what the user changed kept; None for the same base."""
+        """The form fitted to another base, kind or quality than it was begun for, what the user changed kept.
+
+        None if it was begun for these. A kind or quality is missed where gradio drops what is pressed during an answer.
+        """
         form = self.reading(values)
-        kind, edits = self.base_kind(), form.edits
-        if not edits.base or edits.base == kind:
-            return None
-        return self.quality_chosen(values)
+        edits = form.edits
+        kind, _, quality = edits.asked.partition("/")
+        if edits.asked and kind != form.kind:
+            return self.chosen(values)
+        if (edits.base and edits.base != self.base_kind()) or (edits.asked and quality != form.quality):
+            return self.quality_chosen(values)
+        return None
 
     def preset_chosen(self, name: str, values: Sequence[Any]) -> tuple[Values, str]:
         """The form with a preset's settings in every field of Advanced, and what to tell. Raises BadConfig."""
         form = self.reading(values)
         job = self._job_of(name)
         kind = self._kind_of_preset(name, form.kind) if name in PRESETS else form.kind
-        edits = replace(
-            Edits.of_job(job, name),
-            concepts=form.edits.concepts,
-            restored=form.edits.restored,
-            base=self.base_kind(),
-        )
+        edits = replace(Edits.of_job(job, name), concepts=form.edits.concepts, restored=form.edits.restored)
+        edits = self._begun_for(edits, kind, GOOD)
         replaced = len(form.edits.changed())
         told = f"Preset {name!r} is set."
         if replaced:
@@ -173,7 +175,7 @@ class FormPage:
     def anew(self, kind: str, values: Sequence[Any], class_word: str | None = None) -> Values:
         """The form begun anew for a kind; folder, trigger and name stay."""
         job, preset, _ = self.begin(kind, GOOD)
-        edits = replace(Edits.of_job(job, preset), restored=True, base=self.base_kind())
+        edits = replace(self._begun_for(Edits.of_job(job, preset), kind, GOOD), restored=True)
         found = [*_top(values, kind, GOOD), job.training.steps, edits.as_text()]
         if class_word is not None:
             found[4] = class_word
@@ -220,6 +222,9 @@ class FormPage:
         return html.message(f"Training {name!r}.")
 
     # ---- parts
+
+    def _begun_for(self, edits: Edits, kind: str, quality: str) -> Edits:
+        return replace(edits, base=self.base_kind(), asked=f"{kind}/{quality}")
 
     def _job_of(self, preset: str) -> JobConfig:
         if preset not in PRESETS:

@@ -75,7 +75,7 @@ class PresetEvents:
             found, text = self.page.preset_chosen(str(name or ""), values)
         except LoraError as error:
             return [*unchanged(values), told(error)]
-        return [*updates(found), html.message(text)]
+        return [*updates(found, values), html.message(text)]
 
     def wizard(self, label: str) -> Callable[..., list[Any]]:
         """The handler of a wizard's button."""
@@ -163,7 +163,7 @@ def guarded(change: Callable[[Sequence[Any]], Values], values: Sequence[Any]) ->
     from lib_lora.ui.form import updates
 
     try:
-        return updates(change(values)), ""
+        return updates(change(values), values), ""
     except LoraError as error:
         return unchanged(values), told(error)
 

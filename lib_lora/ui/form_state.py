@@ -33,6 +33,7 @@ class Edits:
     preset: str = next(iter(PRESETS))
     restored: bool = False  # what was remembered is in it, so it may be remembered again
     base: str = ""  # the kind of base that `start` is fitted to
+    asked: str = ""  # the kind and the quality that were chosen above when the form was begun
 
     @classmethod
     def of_job(cls, job: JobConfig, preset: str, start: JobConfig | None = None) -> Edits:
@@ -72,6 +73,7 @@ class Edits:
             preset if isinstance(preset, str) else usual.preset,
             found.get("restored") is True,
             str(found.get("base") or ""),
+            str(found.get("asked") or ""),
         )
 
     def as_text(self) -> str:
@@ -84,6 +86,7 @@ class Edits:
                 "preset": self.preset,
                 "restored": self.restored,
                 "base": self.base,
+                "asked": self.asked,
             },
             ensure_ascii=False,
         )

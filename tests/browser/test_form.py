@@ -16,6 +16,7 @@ from PIL import Image
 from lib_lora.ui import form
 from lib_lora.ui.compat import api_argument, js_argument, page_script, page_style
 from lib_lora.ui.form_memory import FormMemory
+from lib_lora.ui.form_page import FormPage
 from tests.browser.person import Person
 from tests.ui.fake_trainer import INPAINTING, SD1, FakeTrainer
 
@@ -217,6 +218,23 @@ def test_a_slow_server_neither_renames_nor_takes_away_what_is_typed(
     assert (held(at, "name"), held(at, "steps")) == ("k10", "8")
     assert (held(at, "folder"), held(at, "class")) == (str(page.pictures), "dog")
     at.reads("#lorakit_estimate", "8 steps")
+
+
+def test_choices_made_faster_than_they_are_answered(at: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    at.until(lambda: state(at)["restored"], "the form to be there")
+    chosen = FormPage.chosen
+    monkeypatch.setattr(FormPage, "chosen", lambda page, values: time.sleep(1) or chosen(page, values))
+    first = at.one("#lorakit_kind input")
+    at.see(first)
+    first.send_keys(Keys.ARROW_RIGHT)
+    at.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT, Keys.TAB, "q")
+    typed = held(at, "word")
+    assert typed.endswith("q")
+    at.until(lambda: state(at)["asked"] == "single picture/good", "the form of the last choice")
+    [kind] = [one for one in at.all("#lorakit_kind input") if one.is_selected()]
+    assert kind.get_attribute("value") == "A single picture" and held(at, "word") == typed
 
 
 def test_train_waits_for_what_is_remembered(at: Person, page: Page, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,10 @@ def look(events: Events, values: list[Any], seen: str = "{}") -> dict[str, Any]:
     return {**plain, "presets": chosen}
 
 
-def values_of(updates: list[Any]) -> list[Any]:
-    """What the fields of an empty form hold after these updates."""
-    return [update.get("value", "") for update in updates]
+def values_of(updates: list[Any], held: Sequence[Any] = ()) -> list[Any]:
+    """What the form's fields hold after these updates; `held` before, or nothing."""
+    fields = [update for update in updates if isinstance(update, dict)]
+    return [update.get("value", old) for update, old in zip(fields, held or [""] * len(fields), strict=True)]
 
 
 def pictures(folder: Path, count: int) -> str:
@@ -278,10 +279,55 @@ def test_a_tab_where_nothing_is_typed_forgets_nothing_of_another(events: Events,
     assert values_of(events.restore(""))[NAME] == "other"
 
 
+def test_a_proposed_name_follows_the_trigger_after_a_reload_too(events: Events) -> None:
+    values = begun(events.page)
+    values[NAME] = ""
+    first = look(events, values)
+    values[NAME] = first["name"]
+    assert values[NAME] == "xulek-dog"
+    look(events, values, first["seen"])
+    *fields, seen = events.restore("")
+    again = values_of(fields)
+    assert again[NAME] == "xulek-dog"
+    again[WORD] = "sks"
+    assert look(events, again, seen)["name"] == "sks-dog"
+    again[NAME] = "mine"
+    assert look(events, again, seen)["name"] is None
+
+
+def test_another_kind_or_quality_sends_nothing_that_somebody_may_type_meanwhile(events: Events) -> None:
+    values = begun(events.page)
+    values[KIND] = "A style"
+    sent = [update.get("value") for update in events.kind(*values)]
+    assert sent[:STEPS] == [None] * STEPS and json.loads(sent[STATE])["asked"] == "style/good"
+    values[2] = "Thorough"
+    sent = [update.get("value") for update in events.quality(*values)]
+    assert sent[:STEPS] == [None] * STEPS and sent[STEPS] > values[STEPS]
+
+
+@pytest.mark.parametrize("field, label", [(KIND, "A style"), (KIND, "A single picture"), (2, "Thorough")])
+def test_a_choice_that_gradio_dropped_is_seen_at_the_next_look(events: Events, field: int, label: str) -> None:
+    values = begun(events.page, network__rank="24")
+    seen = look(events, values)["seen"]
+    values[field] = label
+    found = look(events, values, seen)
+    values[STEPS], values[STATE] = found["steps"], found["state"]
+    wished = (events.kind if field == KIND else events.quality)(*begun_with(events, field, label))
+    assert values[STATE] == wished[STATE]["value"] and values[STEPS] == wished[STEPS].get("value", values[STEPS])
+    assert json.loads(values[STATE])["values"]["network.rank"] == "24"
+    assert look(events, values, found["seen"])["state"] is None
+
+
+def begun_with(events: Events, field: int, label: str) -> list[Any]:
+    values = begun(events.page, network__rank="24")
+    values[field] = label
+    return values
+
+
 def test_what_was_sent_is_remembered(events: Events, trainer: FakeTrainer) -> None:
     values = begun(events.page)
-    assert "Training" in words_of(events.start(*values))
-    assert FormMemory(trainer.home()).load() == values
+    assert "Training" in words_of(events.start(*values, "{}"))
+    assert FormMemory(trainer.home()).load() == (values, "")
 
 
 @pytest.mark.parametrize(
@@ -313,7 +359,7 @@ def test_a_preset_is_saved_used_replaced_and_deleted(presets: PresetEvents) -> N
     )
     *filled, told = presets.use("mine", *begun(presets.page))
     assert "mine is set" in words_of(told)
-    assert presets.page.read(values_of(filled))["network.rank"] == 24
+    assert presets.page.read(values_of(filled, begun(presets.page)))["network.rank"] == 24
     other = begun(presets.page, network__rank="7")
     message, ask, pending, _ = presets.save("Mine", *other)
     assert (
@@ -359,19 +405,21 @@ def test_wizards_begin_anew(presets: PresetEvents, label: str, kind: str, word: 
     values = begun(presets.page, network__rank="24")
     values[4] = ""
     *filled, _ = presets.wizard(label)(*values)
-    found = values_of(filled)
+    found = values_of(filled, values)
     assert (found[KIND], found[4], found[QUALITY]) == (kind, word, "Good")
     assert presets.page.reading(found).edits.changed() == [] and found[0] == values[0]
 
 
 def test_a_person_has_the_class_that_was_typed(presets: PresetEvents) -> None:
-    *filled, _ = presets.wizard("A person")(*begun(presets.page))
-    assert filled[4]["value"] == "dog"
+    values = begun(presets.page)
+    *filled, _ = presets.wizard("A person")(*values)
+    assert values_of(filled, values)[4] == "dog"
 
 
 def test_low_memory_changes_what_costs_memory(presets: PresetEvents) -> None:
-    *filled, _ = presets.low_memory(*begun(presets.page, network__rank="24"))
-    settings = presets.page.read(values_of(filled))
+    values = begun(presets.page, network__rank="24")
+    *filled, _ = presets.low_memory(*values)
+    settings = presets.page.read(values_of(filled, values))
     assert (
         settings["training.batch_size"] == 1 and settings["training.checkpointing"] and settings["network.rank"] == 24
     )
@@ -409,7 +457,7 @@ def test_what_is_no_job_leaves_the_form(trainer: FakeTrainer, text: str) -> None
 def test_errors_of_the_trainer_are_shown(events: Events, trainer: FakeTrainer) -> None:
     values = begun(events.page)
     trainer.errors["job"] = BadConfig("no model is loaded; choose a checkpoint")
-    assert "no model is loaded" in words_of(events.start(*values))
+    assert "no model is loaded" in words_of(events.start(*values, "{}"))
     assert "no model is loaded" in look(events, values)["estimate"]
     build(trainer)  # and the page comes up
 

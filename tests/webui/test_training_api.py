@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +22,7 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.webui
 PROMPT = "a red circle on a blue background"
 PATIENCE = 240
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Client:
@@ -119,6 +123,36 @@ def test_paused_for_a_picture_and_through_a_reload_of_the_ui(server: Any, me: Cl
     assert me.picture(f"{PROMPT} {status['tag']}") != plain
     assert me.picture(PROMPT) == plain
     assert [run["id"] for run in me.jobs("GET", "/jobs")] == ["parted", "whole"]
+
+
+def test_the_job_trains_the_same_without_the_webui(server: Any, me: Client, pictures: Path, tmp_path: Path) -> None:
+    """diffusers' modules from the checkpoint's file in place of the webui's own: sums in another order, no more."""
+    job = {"preset": "quick test", "data.folder": str(pictures), "data.trigger": "sks", "data.resolution": 128}
+    job |= {"output.sample_every": 0, "output.sidecar": False, "output.dtype": "fp32", "output.name": "inside"}
+    me.jobs("POST", "/jobs", {**job, "training.steps": 12})
+    assert me.until(lambda status: status["state"] != "running")["state"] == "finished"
+    [written] = server.data.rglob("inside/job.toml")
+    given = os.environ.get("LORAKIT_WEBUI_CHECKPOINT")
+    base = given or next((server.data / "models" / "Stable-diffusion").glob("*.safetensors"))
+    words = [os.environ.get("LORAKIT_WEBUI_PYTHON", sys.executable), "-m", "lib_lora", "train", str(written)]
+    words += [
+        "--set",
+        f"base.checkpoint={base}",
+        "--set",
+        f"output.folder={tmp_path}",
+        "--set",
+        f"output.network_folder={tmp_path}",
+    ]
+    subprocess.run(words, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=True)
+    inside = load_file(str(server.networks / "inside.safetensors"))
+    outside = load_file(str(tmp_path / "inside.safetensors"))
+    assert inside.keys() == outside.keys()
+    apart = sum(float((inside[name].double() - outside[name].double()).square().sum()) for name in inside) ** 0.5
+    whole = sum(float(tensor.double().square().sum()) for tensor in inside.values()) ** 0.5
+    print(f"relative difference after 12 steps: {apart / whole:.1e}")  # 2e-7, as between one thread and two
+    assert apart < 1e-5 * whole
+    moved = [tensor for name, tensor in inside.items() if name.endswith("lora_up.weight")]
+    assert all(tensor.any() for tensor in moved), "they begin at zero"
 
 
 def test_the_log_tells_of_no_exception(server: Any) -> None:
