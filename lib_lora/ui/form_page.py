@@ -10,7 +10,7 @@ from typing import Any
 from lib_lora.errors import BadConfig, LoraError
 from lib_lora.miniature.nets import TEXT_CONFIG, UNET_CONFIG
 from lib_lora.train.base_shapes import Widths
-from lib_lora.train.config import JobConfig, find, make_job
+from lib_lora.train.config import JobConfig, fields, find, make_job
 from lib_lora.train.estimate import Estimator
 from lib_lora.train.machine import this_machine
 from lib_lora.train.preset_store import PERSONAL, PresetStore
@@ -263,13 +263,12 @@ def told(error: LoraError) -> str:
 
 
 def field_of(text: str) -> str:
-    """The first setting a message names, as `section.name`; "" if there is none."""
-    for found in _KEY.findall(text):
-        try:
-            return find(found).key
-        except BadConfig:
-            continue
-    return ""
+    """The setting a message is about, as `section.name`: the first it names; "" if that is none, or unknown."""
+    known = {item.key for item in fields()}
+    sections = {key.partition(".")[0] for key in known}
+    named = (key for key in _KEY.findall(text) if key.partition(".")[0] in sections)
+    first = next(named, "")
+    return first if first in known else ""
 
 
 def _top(values: Sequence[Any], kind: str, quality: str) -> Values:

@@ -263,6 +263,7 @@ def test_presets_do_without_packages_that_are_not_here(
         ("nothing here", ""),
         ("file.txt then network.rank", "network.rank"),
         ("data.nope", ""),
+        ("setting 'network.rnak' is unknown; known are network.alpha, network.rank", ""),
     ],
 )
 def test_the_field_a_message_names(text: str, key: str) -> None:
