@@ -10,7 +10,7 @@ from typing import Any
 from lib_lora.errors import BadConfig, LoraError
 from lib_lora.miniature.nets import TEXT_CONFIG, UNET_CONFIG
 from lib_lora.train.base_shapes import Widths
-from lib_lora.train.config import JobConfig, fields, find, make_job
+from lib_lora.train.config import JobConfig, fields, make_job
 from lib_lora.train.estimate import Estimator
 from lib_lora.train.machine import this_machine
 from lib_lora.train.preset_store import PERSONAL, PresetStore
