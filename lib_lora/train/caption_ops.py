@@ -16,15 +16,17 @@ if TYPE_CHECKING:
     from lib_lora.train.plan import Visit
 
 FILEWORDS = "[filewords]"
+_OPEN, _CLOSE = "\0", "\1"  # no text file has them
 _EMPHASIS = re.compile(r"[(\[]+(.*?)(?::\s*-?[\d.]+\s*)?(?<!\\)[)\]]+")
 
 
 def caption_of(item: Item, visit: Visit, data: Data, seed: int) -> str:
     """The caption of one visit: one line of several, tags deleted, shuffled and dropped, the trigger put before it.
 
-    In kohya's order: first whether there is any caption at all, then shuffling, then dropping of single tags; the first
-    `keep_tags` tags are left where they are. A caption that nothing is done to stays as it is written; of one that is
-    taken apart the tags are joined by ", ". Drawn by (seed, step, slot). Class pictures keep their caption.
+    In kohya's order: first whether there is any caption at all, then words drawn of {a|b}, then shuffling, then
+    dropping of single tags; the first `keep_tags` tags, or those `keep_tags_separator` says, are left where they are. A
+    caption that nothing is done to stays as it is written; of one that is taken apart the tags are joined by ", ".
+    Drawn by (seed, step, slot). Class pictures keep their caption.
     """
     if item.prior:
         return item.caption
@@ -33,8 +35,13 @@ def caption_of(item: Item, visit: Visit, data: Data, seed: int) -> str:
         return ""
     lines = (item.caption, *item.variants)
     caption = lines[int(_draw(generator) * len(lines))] if len(lines) > 1 else item.caption
-    if data.shuffle or data.tag_dropout or data.delete_tags:
-        caption = join_tags(_changed(split_tags(caption, data), data, generator), data)
+    if data.wildcards:
+        caption = chosen_words(caption, generator)
+    parted = bool(data.keep_tags_separator) and data.keep_tags_separator in caption
+    if parted or data.shuffle or data.tag_dropout or data.delete_tags:
+        caption = join_tags(_changed(caption, data, generator), data)
+    if data.secondary_separator:
+        caption = caption.replace(data.secondary_separator, _joint(data))
     if data.prepend_trigger and item.trigger and not says(caption, item.trigger):
         return join_tags([item.trigger, caption] if caption else [item.trigger], data)
     return caption
@@ -61,7 +68,21 @@ def split_tags(caption: str, data: Data) -> list[str]:
 
 def join_tags(tags: Sequence[str], data: Data) -> str:
     """A caption of tags."""
-    return (", " if data.separator.strip() else data.separator or ", ").join(tags)
+    return _joint(data).join(tags)
+
+
+def chosen_words(caption: str, generator: torch.Generator) -> str:
+    """The caption with one of a, b and c, each as likely, in place of {a|b|c}; {{ and }} become braces.
+
+    What kohya's `enable_wildcard` does; one within another is not looked for.
+    """
+    text = caption.replace("{{", _OPEN).replace("}}", _CLOSE)
+
+    def choice(found: re.Match[str]) -> str:
+        words = found[1].split("|")
+        return words[int(_draw(generator) * len(words))]
+
+    return re.sub(r"\{([^{}]+)\}", choice, text).replace(_OPEN, "{").replace(_CLOSE, "}")
 
 
 def says(caption: str, words: str) -> bool:
@@ -109,21 +130,27 @@ def substitute_class(text: str, data: Data) -> str:
     return re.sub(r"\s*,(\s*,)+", ",", _plain(text, data)).strip(" ,")
 
 
-def _changed(tags: list[str], data: Data, generator: torch.Generator) -> list[str]:
+def _changed(caption: str, data: Data, generator: torch.Generator) -> list[str]:
     unwanted = {tag_name(tag) for tag in data.delete_tags}
-    tags = [tag for tag in tags if tag_name(tag) not in unwanted]
-    kept, free = tags[: data.keep_tags], tags[data.keep_tags :]
+    parts = caption.split(data.keep_tags_separator, 2) if data.keep_tags_separator else [caption]
+    groups = [[tag for tag in split_tags(part, data) if tag_name(tag) not in unwanted] for part in parts]
+    whole = len(groups) == 1
+    kept, free, last = [groups[0][: data.keep_tags], groups[0][data.keep_tags :], []] if whole else [*groups, []][:3]
     if data.shuffle:
         free = [free[place] for place in torch.randperm(len(free), generator=generator).tolist()]
     if data.tag_dropout:
         free = [tag for tag in free if _draw(generator) >= data.tag_dropout]
-    return kept + free
+    return kept + free + last
 
 
 def tag_name(tag: str) -> str:
     """What a tag says, without emphasis, case and the difference between _ and space."""
     found = _EMPHASIS.fullmatch(tag.strip())
     return tidy((found[1] if found else tag).replace("\\", "").replace("_", " ")).lower()
+
+
+def _joint(data: Data) -> str:
+    return ", " if data.separator.strip() else data.separator or ", "
 
 
 def _plain(text: str, data: Data) -> str:

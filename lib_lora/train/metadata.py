@@ -211,6 +211,9 @@ def _settings(job: JobConfig) -> dict[str, object]:
         "random_crop": data.crop == "random",
         "shuffle_caption": data.shuffle,
         "keep_tokens": data.keep_tags,
+        "keep_tokens_separator": data.keep_tags_separator or None,
+        "secondary_separator": data.secondary_separator or None,
+        "enable_wildcard": data.wildcards,
         "caption_dropout_rate": data.caption_dropout,
         "caption_tag_dropout_rate": data.tag_dropout,
     }

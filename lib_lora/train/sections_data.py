@@ -46,6 +46,11 @@ class Data:
     separator: str = setting(",", "What separates the tags of a caption")
     shuffle: bool = setting(False, "Shuffle the tags of a caption at each visit")
     keep_tags: int = setting(0, "Tags at the beginning that are neither shuffled nor dropped", low=0, high=1000)
+    keep_tags_separator: str = setting(
+        "", "Tags before this text, and after a second one, stay in place instead of the first ones, e.g. |||"
+    )
+    secondary_separator: str = setting("", "Tags with this between them are shuffled and dropped as one, e.g. ;;;")
+    wildcards: bool = setting(False, "Of {a|b|c} in a caption one is drawn at each visit; {{ and }} are braces")
     caption_dropout: float = setting(0.0, "Share of visits without a caption", low=0.0, high=1.0)
     tag_dropout: float = setting(0.0, "Chance of each tag to be left out at a visit", low=0.0, high=1.0)
     delete_tags: tuple[str, ...] = setting((), "Tags taken out of every caption, e.g. those the trigger shall absorb")

@@ -91,6 +91,8 @@ ALIASES: Mapping[str, str] = {
     "data.separator": "caption_separator",
     "data.shuffle": "shuffle_caption shuffle_tags",
     "data.keep_tags": "keep_tokens",
+    "data.keep_tags_separator": "keep_tokens_separator",
+    "data.wildcards": "enable_wildcard dynamic prompts",
     "data.caption_dropout": "caption_dropout_rate",
     "data.tag_dropout": "caption_tag_dropout_rate",
     "data.prepend_trigger": "strict_tokens caption_prefix",

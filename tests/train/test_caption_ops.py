@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lib_lora.train.caption_ops import caption_of, fill, split_tags, substitute, substitute_class
+from lib_lora.train.caption_ops import caption_of, chosen_words, fill, split_tags, substitute, substitute_class
 from lib_lora.train.captions import Item
 from lib_lora.train.plan import Visit
 from lib_lora.train.sections_data import Data
@@ -91,6 +93,45 @@ def test_emphasis_is_not_taken_apart() -> None:
     assert split_tags(caption, Data(weights=True)) == ["(red hat, smile:1.2)", "[a, b]", r"c \(x", r"y\)", "d"]
     assert split_tags(caption, Data())[:2] == ["(red hat", "smile:1.2)"]
     assert split_tags("a), b", Data(weights=True)) == ["a)", "b"]
+
+
+def test_wildcards_are_drawn_anew_at_each_visit() -> None:
+    item = replace(ITEM, caption="a {red|blue|dark green} ball, {{kept}}, {one}, {}, {a|}")
+    data = Data(wildcards=True)
+    captions = Counter(drawn(data, 600, item))
+    assert len(captions) == 6
+    for words in ("red", "blue", "dark green"):
+        for end in (" a", ""):
+            assert captions[f"a {words} ball, {{kept}}, one, {{}},{end or ' '}"] / 600 == pytest.approx(1 / 6, abs=0.06)
+    assert drawn(data, 50, item) == drawn(data, 50, item)
+    assert set(drawn(Data(), 9, item)) == {item.caption}, "unless it is asked for, braces are only braces"
+
+
+@given(st.text(st.sampled_from("ab{}|, ")), st.integers(0, 99))
+def test_any_text_may_have_braces(text: str, seed: int) -> None:
+    found = chosen_words(text, torch.Generator().manual_seed(seed))
+    assert len(found) <= len(text) and set(found) <= set(text)
+    if "{" not in text and "}" not in text:
+        assert found == text
+
+
+def test_a_separator_says_which_tags_stay_in_place() -> None:
+    item = replace(ITEM, caption="sks, 1girl ||| red hat, smile, sky ||| best, last")
+    data = Data(keep_tags_separator="|||", shuffle=True, tag_dropout=0.4, keep_tags=4)
+    captions = [caption.split(", ") for caption in drawn(data, 200, item)]
+    assert all(tags[:2] == ["sks", "1girl"] and tags[-2:] == ["best", "last"] for tags in captions)
+    assert len({tuple(tags) for tags in captions}) == 1 + 3 + 6 + 6  # nothing, one, two or three of three in any order
+    assert set(drawn(Data(keep_tags_separator="|||"), 5, item)) == {"sks, 1girl, red hat, smile, sky, best, last"}
+    assert set(drawn(replace(data, keep_tags_separator=";"), 5, item)) != set(drawn(data, 5, item))
+
+
+def test_tags_that_belong_together_are_shuffled_and_dropped_as_one() -> None:
+    item = replace(ITEM, caption="sks, red;;;hat, sky;;;blue;;;wide, smile")
+    data = Data(secondary_separator=";;;", shuffle=True, tag_dropout=0.3, keep_tags=1)
+    seen = set(drawn(data, 300, item))
+    assert all(("red" in one) == ("red, hat" in one) and ("sky" in one) == ("sky, blue, wide" in one) for one in seen)
+    assert len(seen) == 1 + 3 + 6 + 6
+    assert set(drawn(Data(secondary_separator=";;;"), 3, item)) == {"sks, red, hat, sky, blue, wide, smile"}
 
 
 def test_lines_are_variants() -> None:

@@ -33,14 +33,23 @@ def run(job: JobConfig, folder: Path, name: str, *launcher: str) -> dict[str, to
 
 # Plain gradient descent moves as far as gradients differ. AdamW divides each by its own size: what rounding (sums over
 # a batch of two, or two of one) leaves of the smallest gradients is as large as any other step there: lr, at worst.
-@pytest.mark.parametrize(("optimizer", "lr", "bound"), [("sgd", 1.0, 1e-5), ("adamw", 1e-4, 2e-5)])
+@pytest.mark.parametrize(
+    ("optimizer", "lr", "bound", "cache"), [("sgd", 1.0, 1e-5, "ram"), ("adamw", 1e-4, 2e-5, "disk")]
+)
 def test_two_processes_equal_one_at_twice_the_batch(
-    make: Callable[..., JobConfig], tiny_checkpoint: Path, tmp_path: Path, optimizer: str, lr: float, bound: float
+    make: Callable[..., JobConfig],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    optimizer: str,
+    lr: float,
+    bound: float,
+    cache: str,
 ) -> None:
     shared = {
         "base__checkpoint": str(tiny_checkpoint), "training__steps": 3, "network__train_text_encoder": True,
         "data__flip": True, "data__repeats": 2, "training__accumulation": 2, "data__resolution": 128,
         "optimizer__name": optimizer, "optimizer__lr": lr, "optimizer__te_lr": lr,
+        "data__cache": cache,
     }  # fmt: skip
     one = run(make(**shared, training__batch_size=2, output__folder=str(tmp_path / "one")), tmp_path, "one")
     pair = make(**shared, training__batch_size=1, output__folder=str(tmp_path / "two"))
@@ -54,6 +63,8 @@ def test_two_processes_equal_one_at_twice_the_batch(
     assert next(event["processes"] for event in events if event["type"] == "started") == 2
     assert [event["step"] for event in events if event["type"] == "step"] == [1, 2, 3]
     assert len(list((tmp_path / "two").iterdir())) == 1
+    kept = [sorted(path.name for path in (tmp_path / which / "toy").rglob("latents/*")) for which in ("one", "two")]
+    assert kept[0] == kept[1] and bool(kept[0]) == (cache == "disk")
 
 
 def test_one_process_adds_up_nothing() -> None:
