@@ -6,21 +6,27 @@ import dataclasses
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+
+import torch
 
 from lib_lora.errors import LoraError, WrongBaseModel
 from lib_lora.files.codec import base_versions, read_network
 from lib_lora.files.library import NetworkLibrary
 from lib_lora.keys import versions
+from lib_lora.keys.embeddings import CLIP_G, CLIP_L
+from lib_lora.keys.layer_key import TE1, TE2
 from lib_lora.networks.network import Network
 from lib_lora.patch.patcher import Patcher
 from lib_lora.patch.plan import FileState, Loaded, Source
 from lib_lora.patch.report import PatchReport
-from lib_lora.ports import Patchable
+from lib_lora.ports import DiffusionModel, Patchable
 from lib_lora.prompt import Moment, NetworkRequest
 
 log = logging.getLogger(__name__)
 OnStep = Callable[[int, int], None]
+ENCODERS = {CLIP_L: TE1, CLIP_G: TE2}  # of bundled embeddings, and of models
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,18 @@ class Runtime:
                 then(done, steps)
 
         return on_step
+
+    def words(self, model: DiffusionModel) -> AbstractContextManager[None]:
+        """While open, words whose embeddings the networks of the last `activate` bring along are read as these.
+
+        Raises BadConfig or ShapeMismatch for vectors that the model cannot read.
+        """
+        found = {
+            token: {ENCODERS[encoder]: torch.atleast_2d(vectors.float()) for encoder, vectors in tensors.items()}
+            for network in self.active
+            for token, tensors in network.embeddings.items()
+        }
+        return model.extra_tokens(found) if found else nullcontext()
 
     def deactivate(self) -> None:
         """Put the original weights back. The latest `keep` networks stay in memory."""

@@ -93,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
         print(report.summary())
     began = time.perf_counter()
     try:
-        images = sample(model, request, on_step=runtime.stepper(model, _progress(args.json)))
+        with runtime.words(model):
+            images = sample(model, request, on_step=runtime.stepper(model, _progress(args.json)))
     finally:
         runtime.deactivate()
     files = _write_all(images, args.out, replace(request, prompts=[args.prompt]), model.name)

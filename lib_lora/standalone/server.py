@@ -97,7 +97,8 @@ class Standalone:
             moment = Moment(0, request.steps)
             report: PatchReport = self.runtime.activate(self.model, requests, moment, request.seed)
             try:
-                pictures = sample(self.model, request, on_step=self.runtime.stepper(self.model))
+                with self.runtime.words(self.model):
+                    pictures = sample(self.model, request, on_step=self.runtime.stepper(self.model))
             finally:
                 self.runtime.deactivate()
         skipped = [f"left out of the presets: {line}" for line in presets.skipped]

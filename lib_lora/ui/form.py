@@ -179,11 +179,11 @@ class Events:
 
     def start(self, *values: Any) -> str:
         """Train, or queue: a message as HTML. What is sent is remembered. The last value is what this browser knows."""
-        *values, seen = values
-        if not self.page.is_complete(values):
+        *form, seen = values
+        if not self.page.is_complete(form):
             return html.message("The form is still being filled in; press again in a moment.", bad=True)
-        FormMemory(self.page.trainer.home()).save(values, _seen(seen).get("proposed", ""))
-        return self.page.start(values)
+        FormMemory(self.page.trainer.home()).save(form, _seen(seen).get("proposed", ""))
+        return self.page.start(form)
 
     def kind(self, *values: Any) -> list[Any]:
         """Another kind was chosen."""

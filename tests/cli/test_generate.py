@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from lib_lora.__main__ import main
 from lib_lora.cli import generate
 from lib_lora.errors import LoraError
-from lib_lora.files.codec import write_network
+from lib_lora.files.codec import read_network, write_network
 from lib_lora.keys.layer_key import UNET, LayerKey
 from lib_lora.networks.base import LayerSpec
 from lib_lora.networks.lora import Lora
@@ -69,6 +70,19 @@ def test_tags_seeds_infotext_and_report(
     assert call([*common, "--prompt", "a cat", "--negative", "ugly", "--seed", "5", "--out", str(plain)]) == 0
     assert np.abs(pixels(plain) - np.asarray(second, dtype=int)).mean() > 0.2, "the network changes the picture"
     assert {p.suffix for p in plain.parent.iterdir()} == {".png"}
+
+
+def test_words_that_a_network_brings_along_are_read(tiny_checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    network = read_network(folder / "cat.safetensors")
+    words = {"xulek": {"clip_l": torch.randn(2, 32, generator=torch.Generator().manual_seed(1))}}
+    write_network(folder / "words.safetensors", replace(network, name="words", embeddings=words))
+    common = ["--checkpoint", str(tiny_checkpoint), "--networks", str(folder), "--steps", "2", "--size", "64x64"]
+    for name in ("cat", "words"):
+        for prompt in ("a ball", "a xulek"):
+            out = tmp_path / f"{name} {prompt}.png"
+            assert call([*common, "--prompt", f"{prompt} <lora:{name}:1>", "--seed", "5", "--out", str(out)]) == 0
+    assert np.array_equal(pixels(tmp_path / "cat a ball.png"), pixels(tmp_path / "words a ball.png"))
+    assert not np.array_equal(pixels(tmp_path / "cat a xulek.png"), pixels(tmp_path / "words a xulek.png"))
 
 
 def test_schedules_and_the_users_presets(tiny_checkpoint: Path, folder: Path, tmp_path: Path) -> None:

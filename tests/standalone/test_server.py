@@ -7,13 +7,20 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from lib_lora.errors import BadConfig
+from lib_lora.files.codec import write_network
+from lib_lora.keys.layer_key import UNET, LayerKey
+from lib_lora.networks.base import LayerSpec
+from lib_lora.networks.lora import Lora
+from lib_lora.networks.network import Network
 from lib_lora.standalone.server import ADDRESS, Standalone, serve
 from lib_lora.ui.generate_tab import Picture
 
@@ -81,6 +88,24 @@ def test_train_then_generate(served: tuple[Standalone, str, int], pictures: Path
     with_network = program.generate(Picture(tagged, *list(vars(ASKED).values())[1:]))
     assert with_network.complete and with_network.pictures[0].tobytes() != plain
     assert program.generate(ASKED).pictures[0].tobytes() == plain
+
+
+def test_words_that_a_network_brings_along_are_read(served: tuple[Standalone, str, int], tmp_path: Path) -> None:
+    program, _, _ = served
+    key = LayerKey(UNET, "up_blocks.3.attentions.0.transformer_blocks.0.attn1.to_out.0")
+    layers = {key: Lora.init(LayerSpec((32, 32), 4, 4.0), torch.Generator().manual_seed(0))}  # of no effect
+    words = {"xulek": {"clip_l": torch.randn(2, 32, generator=torch.Generator().manual_seed(1))}}
+    for name, brought in (("plain", {}), ("words", words)):
+        write_network(program.folder / f"{name}.safetensors", Network(name, layers, embeddings=brought))
+    pictures = {
+        (name, prompt): program.generate(replace(ASKED, prompt=f"{prompt} <lora:{name}:1>")).pictures[0].tobytes()
+        for name in ("plain", "words")
+        for prompt in ("a ball", "a xulek")
+    }
+    assert pictures["plain", "a ball"] == pictures["words", "a ball"]
+    assert pictures["plain", "a xulek"] != pictures["words", "a xulek"]
+    again = program.generate(replace(ASKED, prompt="a xulek <lora:plain:1>")).pictures[0].tobytes()
+    assert again == pictures["plain", "a xulek"], "the word is gone with its network"
 
 
 def test_a_name_without_a_file_is_told_over_http(served: tuple[Standalone, str, int]) -> None:
