@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib_lora.errors import BadConfig
+from lib_lora.files.given import given_path
 from lib_lora.files.library import NetworkLibrary
 from lib_lora.prompt import Presets
 from lib_lora.train.config import JobConfig
@@ -59,14 +59,7 @@ class StandalonePlace:
 
     def allowed(self, path: str, what: str) -> Path:
         """Any path: only this machine's user reaches the page."""
-        text = path.strip().strip("'\"")
-        try:
-            found = Path(os.path.expanduser(text)).resolve()
-            if not text:
-                raise ValueError("it is empty")
-        except (OSError, ValueError, RuntimeError) as error:  # NUL, halves of surrogate pairs, links in circles
-            raise BadConfig(f"{what} = {path!r} is not a path ({error}); give another") from None
-        return found
+        return given_path(path, what)
 
     def train(self, job: JobConfig, run: Run, control: Control) -> None:
         """Train while nothing is drawn."""
