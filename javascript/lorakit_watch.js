@@ -6,7 +6,7 @@
     const ENDS = {finished: "Training has finished", failed: "Training failed", interrupted: "Training was interrupted"};
     const ASKING = "#lorakit_start, .lk-asks-notice";
     const PLACES = ["#txt2img_actions_column", "#img2img_actions_column", "#lorakit_generate"];
-    let before = null, front = ""; // what we have put before the page's own title
+    let before = null, front = "", watched = ""; // front: what we have put before the page's own title
 
     function say(text) { // in the page's language: a notification is no text node that would be translated
         return (window.localization || {})[text] || text;
@@ -76,11 +76,25 @@
         if (document.title !== front + bare) document.title = front + bare;
     }
 
-    // Whether the run that was seen training has ended since.
+    // The run that was seen training, if it has ended since. The next of the queue may have begun meanwhile: then the
+    // server is asked what became of the one before.
     function ended(facts) {
         const was = before;
         before = facts ? {id: facts.id, state: facts.state} : null;
-        return was && facts && was.id === facts.id && was.state === "running" && facts.state in ENDS;
+        if (!was || !facts || was.state !== "running") return facts ? asked(facts) : null;
+        if (was.id === facts.id) return facts.state in ENDS ? facts : asked(facts);
+        watched = was.id;
+        window.lorakit.panel("running").view.watched = watched;
+        window.lorakit.ask("running");
+        return facts.state in ENDS ? facts : null; // the next one may be over as well
+    }
+
+    function asked(facts) { // what became of the run that was asked for
+        const told = watched && facts.ended ? JSON.parse(facts.ended) : null;
+        if (!told || told.id !== watched) return null;
+        watched = "";
+        delete window.lorakit.panel("running").view.watched;
+        return told.state in ENDS ? told : null;
     }
 
     // The webui's cards show new files when somebody presses their Refresh: one for each page since 1.8, one for all before.
@@ -112,9 +126,15 @@
         const root = window.lorakit && window.lorakit.root(), facts = root ? Object.assign({}, root.dataset) : null;
         banners(facts);
         title(facts);
-        if (!ended(facts)) return;
-        notify(facts);
-        if (facts.state === "finished") cards();
+        const over = ended(facts);
+        if (!over) return;
+        notify(over);
+        if (over.state !== "finished") return;
+        cards();
+        const results = document.getElementById("lorakit_results");
+        if (results && !results.contains(document.activeElement)) { // what has finished, not what was looked at before
+            window.lorakit.look("after", {run: "", grid: ""}, true);
+        }
     }
 
     document.addEventListener("click", (event) => {

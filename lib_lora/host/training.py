@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lib_lora.errors import BadConfig, TrainingFailed
+from lib_lora.files.given import given_path
 from lib_lora.host.webui import WebuiHost
 from lib_lora.keys import versions
 from lib_lora.models.ldm_layers import version_of
@@ -55,12 +56,15 @@ def base_name(host: WebuiHost) -> str:
     return str(getattr(info, "name_for_extra", None) or chosen or "the loaded checkpoint")
 
 
-def defaults(host: WebuiHost) -> dict[str, Any]:
-    """What this host sets in every job: folders where the webui looks, and the checkpoint's own resolution."""
+def defaults(host: WebuiHost, resolution: int = 0) -> dict[str, Any]:
+    """What this host sets in every job: folders where the webui looks, and the checkpoint's own resolution.
+
+    That is the loaded model's if it is not given.
+    """
     return {
         "output.folder": str(host.data_folder() / RUNS),
         **{key: str(folder) for key, folder in _homes(host).items()},
-        "data.resolution": resolution_of(host.webui.sd_models.model_data.sd_model),
+        "data.resolution": resolution or resolution_of(host.webui.sd_models.model_data.sd_model),
     }
 
 
@@ -142,18 +146,12 @@ def allowed(host: WebuiHost, path: str, what: str) -> Path:
 
     Raises BadConfig for one that cannot be, or, if others can reach the page, that leads out of what they may use.
     """
-    text = path.strip().strip("'\"")
-    try:
-        found = Path(os.path.expanduser(text)).resolve()
-        if not text:
-            raise ValueError("it is empty")
-    except (OSError, ValueError, RuntimeError) as error:  # NUL, halves of surrogate pairs, links in circles
-        raise BadConfig(f"{what} = {path!r} is not a path ({error}); give another") from None
+    found = given_path(path, what)
     home = host.data_folder().resolve()
     shared = (folder.resolve() for folder in (*host.network_folders(), *_homes(host).values()))
     if host.exposed and not any(found.is_relative_to(place) for place in (home, *(shared if what in SHARED else ()))):
         raise BadConfig(
-            f"{what} = {path!r} is outside of {str(home)!r}, and this webui is open to others "
+            f"{what} = {path!r} is outside of the webui's data folder, and this webui is open to others "
             "(--listen, --share or --hide-ui-dir-config); use a folder in there"
         )
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from lib_lora.train.sections_data import Data
 BACKUPS = ".captions-backup"
 MANIFEST = "manifest.json"
 UNDONE = "-undone"
+_NUMBERED = re.compile(r"(\d{6,7})-\d{8}-")
 LONGEST = 20_000  # signs of one caption
 
 
@@ -52,8 +54,8 @@ def read_captions(folder: Path) -> list[Caption]:
 class Rewriting:
     """One operation that writes captions one after another, `undo` takes all of them back at once.
 
-    What a file was before is first copied to `.captions-backup/<time>` in `folder`, with a list of what was done
-    (`what`). Each file is written whole or not at all, in UTF-8.
+    What a file was before is first copied to `.captions-backup/<number>-<time>` in `folder`, with a list of what was
+    done (`what`). Each file is written whole or not at all, in UTF-8.
     """
 
     def __init__(self, folder: Path, what: str) -> None:
@@ -84,6 +86,23 @@ class Rewriting:
                 file.write(old)
         name = path.relative_to(self.folder).as_posix()
         return {"file": name, "was": kept if old is not None else None, "is": _digest(data)}
+
+
+def come_back(texts: Mapping[Path, str]) -> list[Path]:
+    """The pictures of {picture: text} whose caption would be empty and is in a table: that one would count again."""
+    emptied = {path.parent for path, text in texts.items() if not text.strip()}
+    tables = {folder: CaptionFiles(folder) for folder in emptied}
+    return [picture for picture, text in texts.items() if not text.strip() and tables[picture.parent].in_table(picture)]
+
+
+def require_lasting(texts: Mapping[Path, str]) -> None:
+    """Raises BadDataset for captions that would be empty and come back out of a table."""
+    found = come_back(texts)
+    if found:
+        raise BadDataset(
+            f"of {len(found)} captions nothing would be left, {found[0].name!r} first, and what a table says would "
+            "count again; take them out of that table, or leave a word"
+        )
 
 
 def write_captions(folder: Path, texts: Mapping[Path, str], what: str) -> int:
@@ -158,15 +177,24 @@ def _digest(data: bytes) -> str:
 
 
 def _new_backup(folder: Path) -> Path:
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    backup = folder / BACKUPS / stamp
-    backup.mkdir(parents=True)
+    """A folder of its own with a number above all others: a clock may go back."""
+    home, stamp = folder / BACKUPS, datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    home.mkdir(parents=True, exist_ok=True)
+    number = max((_age(path)[0] for path in home.iterdir()), default=0) + 1
+    backup = home / f"{number:06d}-{stamp}"
+    backup.mkdir()
     return backup
+
+
+def _age(backup: Path) -> tuple[int, str]:
+    """What backups are ordered by: their number; those of before it was written begin with a date."""
+    numbered = _NUMBERED.match(backup.name)
+    return (int(numbered[1]) if numbered else 0, backup.name)
 
 
 def _last_backup(folder: Path) -> Path | None:
     try:
-        found = sorted(path for path in (folder / BACKUPS).iterdir() if not path.name.endswith(UNDONE))
+        found = sorted((path for path in (folder / BACKUPS).iterdir() if not path.name.endswith(UNDONE)), key=_age)
     except OSError:
         return None
     return next((path for path in reversed(found) if _manifest(path)), None)

@@ -16,20 +16,21 @@ from typing import Any
 from lib_lora.errors import BadConfig, BadFile
 from lib_lora.files.tensors import atomic_file
 from lib_lora.train.config import JobConfig
+from lib_lora.train.drawable import Drawable, drawable, products_of, prompted
 from lib_lora.train.jobs import Run
 from lib_lora.train.methods.base import NETWORK
 from lib_lora.train.methods.registry import method_of
 
 CHOICE = "choice.json"  # in the run's folder: which step is the network file now
 WEIGHT, ACTIVATION = "preferred weight", "activation text"
-PREVIOUS = ".previous.png"
+PREVIOUS = ".previous"
 CONTINUED = ("network", "lcm", "slider", "image_slider")
 WHY_NOT = {
-    "dreambooth": "DreamBooth changes the whole model; load its checkpoint and train again to go on from it.",
-    "textual_inversion": "It trains words and no network; repeat the run with more steps instead.",
-    "hypernetwork": "A hypernetwork cannot be begun from a file; repeat the run with more steps instead.",
+    "dreambooth": "A new run cannot begin from a whole checkpoint; load it as the base for that, or train this run on.",
+    "textual_inversion": "A new run cannot begin from words; train this run on instead.",
+    "hypernetwork": "A new run cannot begin from a hypernetwork; train this run on instead.",
 }
-WORDS_ANEW = "Its words would begin anew; repeat the run with more steps instead."
+WORDS_ANEW = "The words of a new run would begin anew; train this run on instead."
 
 
 @dataclass(frozen=True)
@@ -51,26 +52,35 @@ def saved(run: Run, job: JobConfig, steps: Collection[int]) -> list[Saved]:
     return found
 
 
-def network_file(run: Run, job: JobConfig) -> Path | None:
-    """The run's finished main file, where the job wants it or else in the run's folder; None if there is none.
+def network_file(run: Run, job: JobConfig, which: int = 0) -> Path | None:
+    """A run's finished file, where the job wants it or else in the run's folder; None if there is none.
 
-    What is where the job wants it may be another run's by now: only a copy of the run's own is meant.
+    `which` of its products, the main one first. What is where the job wants it may be another run's by now: only a copy
+    of the run's own is meant.
     """
-    own, target = _finished(run, job)[0]
+    own, target = _finished(run, job)[which]
     if not own.is_file():
         return None
     copied = target is not None and target.is_file() and filecmp.cmp(own, target, shallow=False)  # asked of once
     return target if copied else own
 
 
+def drawn_at(run: Run, job: JobConfig, step: int | None) -> Drawable | None:
+    """What pictures can be drawn with of what was kept at a step (None: of the finished files), if anything."""
+    if step is not None:
+        return drawable(job, _checkpoint_files(run, job, step))
+    finished = [network_file(run, job, which) for which in range(len(products_of(job)))]
+    return drawable(job, [path for path in finished if path is not None]) if None not in finished else None
+
+
 def tag_of(job: JobConfig) -> str:
-    """What a prompt says to use the main file."""
-    return method_of(job.method.name).products(job, job.output.name)[0].tag()
+    """What a prompt says to use what the job makes; "" for a checkpoint alone."""
+    return products_of(job)[prompted(job)].tag()
 
 
 def is_network(job: JobConfig) -> bool:
-    """Whether the main file is one that a tag with a strength applies."""
-    return method_of(job.method.name).products(job, job.output.name)[0].place == NETWORK
+    """Whether what a prompt uses is a file that a tag with a strength applies."""
+    return products_of(job)[prompted(job)].place == NETWORK
 
 
 def keep(run: Run, job: JobConfig, step: int, last: int) -> Path:
@@ -85,9 +95,7 @@ def keep(run: Run, job: JobConfig, step: int, last: int) -> Path:
             raise BadConfig(f"{source.name!r} is no longer in {str(run.checkpoints)!r}; choose another step")
         if target is not None and os.path.lexists(target) and not run.made(target):
             raise BadConfig(f"{str(target)!r} is not this run's own file; move it away, then choose again")
-    stems = _checkpoint_files(run, job, last)
-    for (own, target), spare in zip(finished, stems):
-        _put_aside(own if own.is_file() else target, spare)
+    put_aside(run, job, last)
     for source, (own, target) in zip(sources, finished):
         for place in filter(None, (own, target)):  # the run's own first: by it the other is known as the run's
             _copy(source, place)
@@ -96,6 +104,13 @@ def keep(run: Run, job: JobConfig, step: int, last: int) -> Path:
     with atomic_file(run.folder / CHOICE) as out:
         out.write(json.dumps({"step": step, "size": facts.st_size, "time": facts.st_mtime_ns}).encode())
     return finished[0][1] or finished[0][0]
+
+
+def put_aside(run: Run, job: JobConfig, last: int) -> None:
+    """Keep the finished files in the checkpoints as those of step `last`, unless equal ones are there."""
+    for (own, target), spare in zip(_finished(run, job), _checkpoint_files(run, job, last)):
+        copied = target if target is not None and run.made(target) else None
+        _put_aside(own if own.is_file() else copied, spare)
 
 
 def kept(run: Run, job: JobConfig) -> int | None:
@@ -159,18 +174,18 @@ def preview_of(file: Path) -> Path | None:
 
 
 def set_preview(file: Path, picture: Path) -> Path:
-    """Make a picture the card's. The one that was there first is kept as `.previous.png`. Raises BadFile."""
+    """Make a picture the card's. Those of before are kept as `.previous.png`, `.previous-2.png`, ... Raises BadFile."""
     from PIL import Image
 
-    target, previous = file.with_suffix(".png"), file.with_name(file.stem + PREVIOUS)
+    target = file.with_suffix(".png")
     try:
         with Image.open(picture) as source:
             out = io.BytesIO()
             source.convert("RGB").save(out, "png")
     except (OSError, ValueError) as error:
         raise BadFile(f"{str(picture)!r} is no picture that can be read ({error}); choose another") from error
-    if target.is_file() and not previous.exists():
-        _copy(target, previous)
+    if target.is_file() and target.read_bytes() != out.getvalue():
+        _keep_previous(target)
     with atomic_file(target) as place:
         place.write(out.getvalue())
     return target
@@ -206,7 +221,7 @@ def _checkpoint_files(run: Run, job: JobConfig, step: int) -> list[Path]:
 
 def _finished(run: Run, job: JobConfig) -> list[tuple[Path, Path | None]]:
     """For each product: its place in the run's folder, and where the job wants a copy."""
-    products = method_of(job.method.name).products(job, job.output.name)
+    products = products_of(job)
     folders = [product.target_folder(job) for product in products]
     copies = [Path(os.path.expanduser(folder)) / p.name if folder else None for folder, p in zip(folders, products)]
     return [(run.folder / product.name, copy) for product, copy in zip(products, copies)]
@@ -225,9 +240,19 @@ def _put_aside(now: Path | None, spare: Path) -> None:
     _copy(now, place)
 
 
+def _keep_previous(picture: Path) -> None:
+    """Keep a card's picture under the next free name, unless it is among those that are kept."""
+    number, place = 1, picture.with_name(f"{picture.stem}{PREVIOUS}.png")
+    while place.exists():
+        if filecmp.cmp(picture, place, shallow=False):
+            return
+        number, place = number + 1, picture.with_name(f"{picture.stem}{PREVIOUS}-{number + 1}.png")
+    _copy(picture, place)
+
+
 def _first_card(run: Run, job: JobConfig) -> None:
     """The card's facts of a run that was stopped before it wrote them."""
-    file = network_file(run, job)
+    file = network_file(run, job, prompted(job))
     if file is None or not is_network(job) or not job.output.sidecar or file.with_suffix(".json").exists():
         return
     words = f"{job.data.trigger} {job.data.class_word}".strip()

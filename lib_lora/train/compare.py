@@ -1,4 +1,7 @@
-"""Comparisons: pictures of a run's networks x strengths x prompts, kept in the run's folder and as one sheet (.png)."""
+"""Comparisons: pictures of a run's networks x strengths x prompts, kept in the run's folder and as one sheet (.png).
+
+Embeddings have no strengths: theirs are pictures of files x prompts, a row of files for each prompt.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,22 @@ from typing import Any
 
 from lib_lora.errors import BadConfig
 from lib_lora.files.tensors import atomic_file
+from lib_lora.train.drawable import Drawable
 
 FOLDER, FACTS = "compare", "grid.json"
 STRENGTHS = (0.6, 0.8, 1.0)
 MOST = 400  # pictures of one comparison
+TICKED = 6  # networks that are compared unless the user says otherwise
+BASE = "base model"
 CELL, GAP, LEFT, TOP = 384, 8, 120, 30  # pixels of the sheet
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a comparison; `row`, `column` and `table` are its place: network, strength, prompt."""
+    """One picture of a comparison; `row`, `column` and `table` are its place, `table` that of the prompt.
+
+    `label` names the network; at strength 0 there is none, and one picture of the base model stands for all of them.
+    """
 
     row: int
     column: int
@@ -34,7 +43,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A comparison. `labels` name the networks ("step 200"), in the order of their rows."""
+    """A comparison. `labels` name the networks ("step 200"), in the order of their rows.
+
+    `words`: they are embeddings, which have no strengths; then they are the columns of one row.
+    """
 
     folder: Path
     name: str
@@ -45,11 +57,12 @@ class Grid:
     steps: int = 20
     cfg: float = 7.0
     negative: str = ""
+    words: bool = False
 
     @classmethod
     def create(cls, run_folder: Path, **facts: Any) -> Grid:
         """A new comparison in the run's folder, numbered on. Raises BadConfig if it has no pictures or too many."""
-        count = len(facts["labels"]) * len(facts["strengths"]) * len(facts["prompts"])
+        count = len(cls(run_folder, "", **facts).cells())
         if not count:
             raise BadConfig("nothing to compare: choose at least one network, a strength and a prompt")
         if count > MOST:
@@ -81,18 +94,36 @@ class Grid:
                 steps=int(facts["steps"]),
                 cfg=float(facts["cfg"]),
                 negative=str(facts["negative"]),
+                words=bool(facts.get("words", False)),
             )
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise BadConfig(f"comparison {name!r} cannot be read ({error}); draw it again") from error
 
     def cells(self) -> list[Cell]:
         """Every picture, in the order of drawing: network by network, so that each is applied once for a strength."""
+        strengths = enumerate((1.0,) if self.words else self.strengths)
+        places = [(row, column, strength) for column, strength in strengths for row in range(len(self.labels))]
         return [
-            Cell(row, column, table, label, strength, prompt)
-            for row, label in enumerate(self.labels)
-            for column, strength in enumerate(self.strengths)
+            Cell(*((0, row) if self.words else (row, column)), table, self._label(row, strength), strength, prompt)
+            for row, column, strength in sorted(places)
+            if strength or not row
             for table, prompt in enumerate(self.prompts)
         ]
+
+    def rows(self) -> tuple[str, ...]:
+        """The headings of the rows; "" where the one row needs none."""
+        return ("",) if self.words else self.labels
+
+    def columns(self) -> tuple[str, ...]:
+        """The headings of the columns."""
+        return self.labels if self.words else tuple(f"strength {strength:g}" for strength in self.strengths)
+
+    def title(self, cell: Cell) -> str:
+        """What a picture is called."""
+        return cell.label if self.words or not cell.strength else f"{cell.label}, strength {cell.strength:g}"
+
+    def _label(self, row: int, strength: float) -> str:
+        return self.labels[row] if strength else BASE
 
     def picture(self, cell: Cell) -> Path:
         """Where a picture is kept."""
@@ -147,8 +178,8 @@ def write_sheet(grid: Grid) -> Path:
     side = max((_size(path) for path in there.values()), default=(64, 64))
     side = (min(side[0], CELL), min(side[1], CELL))
     font = _font()
-    width = LEFT + len(grid.strengths) * (side[0] + GAP)
-    height = 2 * TOP + len(grid.labels) * (side[1] + GAP)
+    width = LEFT + len(grid.columns()) * (side[0] + GAP)
+    height = 2 * TOP + len(grid.rows()) * (side[1] + GAP)
     sheet = Image.new("RGB", (width, height * len(grid.prompts)), "white")
     for text, place in _headings(grid, side, height):
         _write(sheet, text, place, font)
@@ -167,9 +198,9 @@ def _headings(grid: Grid, side: tuple[int, int], height: int) -> Iterator[tuple[
     for table, prompt in enumerate(grid.prompts):
         top = table * height
         yield prompt, (GAP, top + GAP)
-        for column, strength in enumerate(grid.strengths):
-            yield f"strength {strength:g}", (LEFT + column * (side[0] + GAP), top + TOP + GAP)
-        for row, label in enumerate(grid.labels):
+        for column, heading in enumerate(grid.columns()):
+            yield heading, (LEFT + column * (side[0] + GAP), top + TOP + GAP)
+        for row, label in enumerate(grid.rows()):
             yield label, (GAP, top + 2 * TOP + row * (side[1] + GAP) + side[1] // 2)
 
 
@@ -200,7 +231,13 @@ def _size(path: Path) -> tuple[int, int]:
         return int(picture.width), int(picture.height)
 
 
-def files_of(labels: Mapping[str, Path], chosen: Sequence[str]) -> dict[str, Path]:
+def ticked(labels: Sequence[str]) -> list[str]:
+    """At most `TICKED` labels spread over all of them, the first and the last always among them."""
+    count = min(len(labels), TICKED)
+    return [labels[round(at * (len(labels) - 1) / max(count - 1, 1))] for at in range(count)]
+
+
+def files_of(labels: Mapping[str, Drawable], chosen: Sequence[str]) -> dict[str, Drawable]:
     """The chosen ones of the networks there are, by label, in their order. Raises BadConfig for an unknown one."""
     unknown = [label for label in chosen if label not in labels]
     if unknown:

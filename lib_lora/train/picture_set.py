@@ -7,8 +7,8 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -21,8 +21,12 @@ from lib_lora.train.images import BROKEN, MASK_ENDING, SUFFIXES
 
 REMOVED = ".removed"
 JOURNAL = "journal.json"
+TAKEN = ".taken"
+NO_PICTURE = "no picture of this name"
 MAX_FILES = 200  # at once
 MAX_IN_SET = 2000
+MAX_SETS = 500  # folders of uploads
+MAX_TEXT = 1 << 16  # bytes of a caption
 MAX_BYTES = 64 << 20  # of one file
 MAX_TOTAL = 2 << 30  # of one set
 MAX_PIXELS = 120_000_000
@@ -37,31 +41,46 @@ _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt
 
 @dataclass
 class Saved:
-    """What came of an upload: the new files, and the refused ones by name with the reason."""
+    """What came of an upload: the new pictures, how many captions, and what was refused by name with the reason."""
 
     folder: Path
     files: list[Path] = field(default_factory=list)
+    captions: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
 
 
 def new_folder(home: Path, day: date) -> Path:
-    """A folder below `home` for a new set, named by the day: not there yet, and not made either."""
-    names = (f"{day:%Y-%m-%d}" + (f"-{number}" if number > 1 else "") for number in range(1, 10000))
-    return next(home / name for name in names if not (home / name).exists())
+    """A new folder below `home` for a set, named by the day; it is there then, for whoever asked alone.
+
+    Raises BadDataset if there are `MAX_SETS` already, or it cannot be made.
+    """
+    with _told(home):
+        home.mkdir(parents=True, exist_ok=True)
+        if sum(path.is_dir() for path in home.iterdir()) >= MAX_SETS:
+            raise BadDataset(f"there are {MAX_SETS} folders of pictures in {str(home)!r}; delete some of them first")
+        names = (f"{day:%Y-%m-%d}" + (f"-{number}" if number > 1 else "") for number in range(1, MAX_SETS + 2))
+        for name in names:
+            with suppress(FileExistsError):
+                (home / name).mkdir()
+                return home / name
+    raise BadDataset(f"no folder can be made in {str(home)!r}; delete some of those there first")
 
 
 def save_uploads(files: Sequence[tuple[Path, str]], folder: Path) -> Saved:
     """Copy uploaded pictures (path, name it was given) into `folder`, which is made if need be.
 
     Each is decoded first, as one of FORMATS and within the limits; it gets a name of letters, digits, - and _ with the
-    ending of its format. No file is overwritten. Raises BadDataset if the folder cannot be written.
+    ending of its format. Captions (.txt, in UTF-8) go with the pictures of their name, of this upload or of before. No
+    file is overwritten. Raises BadDataset if the folder cannot be written.
     """
     saved = Saved(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         there = [path for path in folder.iterdir() if path.is_file()]
         count, total = len(there), sum(path.stat().st_size for path in there)
-        for place, (path, name) in enumerate(files):
+        called = _stems(path for path in there if path.suffix.lower() in SUFFIXES)
+        pictures = [one for one in files if not _is_text(one[1])]
+        for place, (path, name) in enumerate(pictures):
             reason = "more than 200 files at once" if place >= MAX_FILES else _full(path, folder, count, total)
             ending, reason = ("", reason) if reason else _kind(path)
             if reason:
@@ -69,9 +88,47 @@ def save_uploads(files: Sequence[tuple[Path, str]], folder: Path) -> Saved:
                 continue
             saved.files.append(_copy(path, folder, safe_stem(name), ending))
             count, total = count + 1, total + path.stat().st_size
+            called.setdefault(safe_stem(name), []).append(saved.files[-1])
+        for path, name in [one for one in files if _is_text(one[1])][:MAX_FILES]:
+            _save_caption(path, name, called.get(safe_stem(name), []), saved)
     except OSError as error:
         raise BadDataset(f"cannot save pictures in {str(folder)!r} ({error}); free some space") from error
     return saved
+
+
+def _is_text(name: str) -> bool:
+    return name.lower().endswith(TEXT_ENDINGS)
+
+
+def _stems(pictures: Iterable[Path]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in pictures:
+        found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def _save_caption(path: Path, name: str, pictures: Sequence[Path], saved: Saved) -> None:
+    """Put a caption beside every picture of its name that has none."""
+    bare = [one for one in pictures if not any(one.with_suffix(ending).exists() for ending in TEXT_ENDINGS)]
+    data, reason = _text(path) if bare else (b"", "its picture has a caption already" if pictures else NO_PICTURE)
+    if reason:
+        saved.refused.append((name, reason))
+        return
+    for picture in bare:
+        with suppress(FileExistsError), picture.with_suffix(TEXT_ENDINGS[0]).open("xb") as file:
+            file.write(data)
+            saved.captions += 1
+
+
+def _text(path: Path) -> tuple[bytes, str]:
+    """A caption's content; or why it is refused."""
+    if path.stat().st_size > MAX_TEXT:
+        return b"", "a caption larger than 64 KiB"
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return b"", "not in UTF-8; save the text anew in that encoding"
+    return (text.encode("utf-8"), "") if "\0" not in text else (b"", "not a text")
 
 
 def safe_stem(name: str) -> str:
@@ -164,12 +221,30 @@ def _readable() -> set[str]:
 
 def _copy(path: Path, folder: Path, stem: str, ending: str) -> Path:
     """Copy under a name that nothing in the folder has, with any ending: captions go by the stem."""
-    used = {there.stem.lower() for there in folder.iterdir()}
-    names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 100000))
-    target = folder / (next(name for name in names if name.lower() not in used) + ending)
-    with path.open("rb") as source, atomic_file(target) as file:
-        shutil.copyfileobj(source, file)
-    return target
+    for number in range(1, 100000):
+        name = stem if number == 1 else f"{stem}-{number}"
+        with _reserved(folder, name) as free:
+            if free:
+                target = folder / f"{name}{ending}"
+                with path.open("rb") as source, atomic_file(target) as file:
+                    shutil.copyfileobj(source, file)
+                return target
+    raise BadDataset(f"there are too many pictures {stem!r} in {str(folder)!r}; rename some")
+
+
+@contextmanager
+def _reserved(folder: Path, name: str) -> Iterator[bool]:
+    """Whether a stem is free; in here it is for nobody else, another process included."""
+    mark = folder / f".{name.lower()}{TAKEN}"
+    try:
+        mark.open("xb").close()
+    except FileExistsError:  # somebody takes it at this moment
+        yield False
+        return
+    try:
+        yield name.lower() not in {there.stem.lower() for there in folder.iterdir()}
+    finally:
+        mark.unlink(missing_ok=True)
 
 
 def _belongings(picture: Path) -> Iterator[Path]:

@@ -9,16 +9,16 @@ from lib_lora.errors import BadConfig, LoraError
 from lib_lora.train import choose, compare
 from lib_lora.train.captions import fill
 from lib_lora.train.config import JobConfig
+from lib_lora.train.drawable import Drawable, products_of, prompted, require_said, why_not_drawn
 from lib_lora.train.jobs import Run
-from lib_lora.ui import html, html_after, looking
+from lib_lora.train.methods.base import CHECKPOINT
+from lib_lora.ui import html, html_after, looking, training_on
 from lib_lora.ui.comparing import Comparer
 from lib_lora.ui.html_after import FINAL, Result
 from lib_lora.ui.live import Do, Panel, Request, act, text_of
 from lib_lora.ui.running import Running
 from lib_lora.ui.trainer import RunFacts, Trainer
-
-MORE_STEPS = 3  # a run that goes on has this part of the first one's steps, unless the user says otherwise
-NO_TAG = "Only networks can be compared: pictures of this kind of file are drawn without a strength."
+from lib_lora.ui.training_on import more_steps, train_on
 
 
 class After:
@@ -35,6 +35,7 @@ class After:
             "delete": self.delete,
             "weight": self.weight,
             "continue": self.go_on,
+            "train_on": lambda do: train_on(self.trainer, do),
         }
         running.actions["preview"] = self.preview  # asked for by the picture that is shown large
 
@@ -74,17 +75,21 @@ class After:
     def result(self, run: RunFacts) -> Result:
         """What there is to show of a run. Raises BadConfig if its folder cannot be read."""
         folder, job = opened(run)
-        file = choose.network_file(folder, job)
-        card = choose.read_card(file) if file is not None else {}
+        finished = [choose.network_file(folder, job, which) for which in range(len(products_of(job)))]
+        file, used = finished[0], finished[prompted(job)]
+        card = choose.read_card(used) if used is not None else {}
         weight = card.get(choose.WEIGHT)
         weight = float(weight) if isinstance(weight, (int, float)) and weight else 1.0
-        tag = choose.tag_of(job)
+        tag = choose.tag_of(job) if used is not None else ""
         tag = tag.replace(":1>", f":{weight:g}>") if choose.is_network(job) else tag
-        cover = choose.preview_of(file) if file is not None else None
+        cover = next(filter(None, (choose.preview_of(one) for one in finished if one is not None)), None)
         words = card.get(choose.ACTIVATION) or fill(job.data.template, job.data)
         if tag and not tag.startswith("<"):
             words = ""  # an embedding is called by its own name
         output, names = job.output, {other.name for other in self.trainer.runs()}
+        saved = choose.saved(folder, job, tuple(run.saved or ()))
+        drawable = drawables(folder, job, [one.step for one in saved])
+        called = next((tuple(one.words) for one in drawable.values() if one.network is None), ())
         return Result(
             id=run.id,
             name=run.name,
@@ -93,13 +98,18 @@ class After:
             words=str(words).strip(),
             weight=weight,
             preview=self.thumbs.url(cover) if cover else "",
-            saved=choose.saved(folder, job, tuple(run.saved or ())),
+            saved=saved,
             taken=choose.kept(folder, job),
             why_not_continue=choose.why_not_continue(job),
-            why_not_compare="" if choose.is_network(job) else NO_TAG,
+            why_not_compare=why_not_drawn(job),
             prompts=prompts_of(run, job, str(words) or tag),
             drawn=(output.sample_seed, output.sample_steps, output.sample_cfg),
-            more=(choose.next_name(output.name, names), max((run.steps or job.training.steps) // MORE_STEPS, 1)),
+            more=(choose.next_name(output.name, names), more_steps(run)),
+            checkpoint=file.name if file is not None and products_of(job)[0].place == CHECKPOINT else "",
+            files=[(self.trainer.for_the_page(str(one)), one.stat().st_size) for one in finished if one is not None],
+            drawable=drawable,
+            called=called,
+            on=training_on.form(run),
         )
 
     def grid(self, run: RunFacts, asked: Any) -> str:
@@ -111,7 +121,9 @@ class After:
         if not name:
             return ""
         try:
-            return html_after.grid(run.id, compare.Grid.open(run.folder, name), self.thumbs, names)
+            shown = compare.Grid.open(run.folder, name)
+            kept = self.trainer.for_the_page(str(shown.sheet)) if shown.sheet.is_file() else ""
+            return html_after.grid(run.id, shown, self.thumbs, names, kept)
         except LoraError as error:
             return html.message(str(error), bad=True)
 
@@ -127,12 +139,16 @@ class After:
         if self.comparer.now.active:
             raise BadConfig("a comparison is being drawn; wait for it or stop it")
         labels = fields.get("labels")
-        files = compare.files_of(found.labels(), [str(one) for one in labels] if isinstance(labels, list) else [])
+        files = compare.files_of(found.drawable, [str(one) for one in labels] if isinstance(labels, list) else [])
+        prompts = compare.read_prompts(text_of(fields, "prompts"))
+        if found.called:
+            require_said(prompts, found.called)
         grid = compare.Grid.create(
             run.folder,
             labels=tuple(files),
-            strengths=compare.read_strengths(text_of(fields, "strengths")),
-            prompts=compare.read_prompts(text_of(fields, "prompts")),
+            strengths=() if found.called else compare.read_strengths(text_of(fields, "strengths")),
+            prompts=prompts,
+            words=bool(found.called),
             seed=whole(fields, "seed", 0, 2**53),
             steps=whole(fields, "steps", 1, 150),
             cfg=float(whole(fields, "cfg", 1, 50, exact=False)),
@@ -164,7 +180,8 @@ class After:
 
     def weight(self, do: Do) -> str:
         """Write the preferred weight into the card's facts."""
-        value = choose.set_weight(self._file(self._run(do)), _fields(do).get("weight"))
+        run = self._run(do)
+        value = choose.set_weight(self._file(run, prompted(opened(run)[1])), _fields(do).get("weight"))
         self.trainer.changed()
         return f"The card's preferred weight is now {value:g}."
 
@@ -174,7 +191,11 @@ class After:
         shown = looking.find(self.trainer, do)
         if shown is None:
             raise BadConfig("that picture is gone; load the page again")
+        folder, job = opened(run)
         target = choose.set_preview(self._file(run), shown.path)
+        beside = choose.network_file(folder, job, prompted(job))
+        if beside is not None and beside.stem != target.stem:  # a checkpoint's LoRA
+            choose.set_preview(beside, shown.path)
         self.trainer.changed()
         return f"{target.name!r} is now the card's picture."
 
@@ -201,8 +222,8 @@ class After:
             raise BadConfig(f"{run.name!r} is being trained; wait for it, pause it or cancel it")
         return run
 
-    def _file(self, run: RunFacts) -> Any:
-        file = choose.network_file(*opened(run))
+    def _file(self, run: RunFacts, which: int = 0) -> Any:
+        file = choose.network_file(*opened(run), which)
         if file is None:
             raise BadConfig(f"{run.name!r} has no finished file yet; keep one of what it saved")
         return file
@@ -232,6 +253,16 @@ def opened(run: RunFacts) -> tuple[Run, JobConfig]:
     return folder, folder.job()
 
 
+def drawables(folder: Run, job: JobConfig, steps: Sequence[int]) -> dict[str, Drawable]:
+    """What can be compared by its label, in order: what was saved on the way, then the finished files if others."""
+    taken = choose.kept(folder, job)
+    places: dict[str, int | None] = {f"step {step}": step for step in steps}
+    if taken not in steps:
+        places[FINAL] = None
+    found = {label: choose.drawn_at(folder, job, step) for label, step in places.items()}
+    return {label: one for label, one in found.items() if one is not None}
+
+
 def prompts_of(run: RunFacts, job: JobConfig, words: str) -> list[str]:
     """What to compare with: the job's sample prompts, else the samples' own, else what calls the concept."""
     given = job.output.sample_prompts or tuple(filter(None, (concept.sample_prompt for concept in job.concepts)))
@@ -246,7 +277,7 @@ def whole(fields: Mapping[str, Any], name: str, low: int, high: int, exact: bool
     except ValueError:
         value = -1.0
     if not low <= value <= high or (exact and value != int(value)):
-        raise BadConfig(f"{name} = {text_of(fields, name)!r} is not accepted; give a number from {low} to {high}")
+        raise BadConfig(f"{name!r} takes a number from {low} to {high}; {text_of(fields, name) or ' '!r} is none")
     return int(value) if exact else value
 
 

@@ -13,7 +13,16 @@ from lib_lora.errors import BadConfig, LoraError
 from lib_lora.train.absorb import absorbed
 from lib_lora.train.caption_edit import Edit, edited, tag_counts, tags_of
 from lib_lora.train.caption_ops import tag_name
-from lib_lora.train.caption_store import Caption, changes, last_operation, read_captions, undo, write_captions
+from lib_lora.train.caption_store import (
+    Caption,
+    changes,
+    come_back,
+    last_operation,
+    read_captions,
+    require_lasting,
+    undo,
+    write_captions,
+)
 from lib_lora.train.looking import Looker
 from lib_lora.ui import html_captions
 from lib_lora.ui.captioners import MODES, Captioner, CaptionRun
@@ -24,6 +33,7 @@ from lib_lora.ui.picture_page import folder_of
 from lib_lora.ui.trainer import Trainer
 
 PAGE = 12
+BACK = "Not emptied, for a table has these captions and they would come back; take them out of that table:"
 MAX_EDITS = 5_000_000  # signs of one message from the browser
 
 
@@ -61,6 +71,7 @@ class Edits:
     saved: list[tuple[str, int]] = field(default_factory=list)
     files: int = 0
     refused: list[str] = field(default_factory=list)
+    back: list[str] = field(default_factory=list)  # emptied, but a table has them
 
 
 class Captions:
@@ -127,6 +138,9 @@ class Captions:
                 if now.text != edit["text"]:
                     wanted[now.picture] = edit["text"]
                 done.saved.append((edit["name"], edit["n"]))
+            for picture in come_back(wanted):
+                done.back.append(picture.name)
+                del wanted[picture]
             done.files += write_captions(folder, wanted, "Edited by hand")
         return done
 
@@ -137,7 +151,9 @@ class Captions:
 
     def apply(self, text: str, edit: Edit, what: str) -> int:
         """Do it; how many files changed. Raises LoraError."""
-        return write_captions(self.folder(text), {one.picture: new for one, new in self.bulk(text, edit)}, what)
+        texts = {one.picture: new for one, new in self.bulk(text, edit)}
+        require_lasting(texts)
+        return write_captions(self.folder(text), texts, what)
 
     def remove_tags(self, text: str, tags: str) -> int:
         """Remove tags (a JSON list) from every caption; how many files changed. Raises LoraError."""
@@ -195,6 +211,9 @@ def saved_message(done: Edits) -> str:
         names = escape(", ".join(done.refused[:10]))
         words = word("Changed elsewhere meanwhile, so not saved; your text is still here, save again to use it:")
         told += f'<div class="lk-message lk-bad" role="alert">{words} {names}</div>'
+    if done.back:
+        names = escape(", ".join(done.back[:10]))
+        told += f'<div class="lk-message lk-bad" role="alert">{word(BACK)} {names}</div>'
     return told
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any
 
 from lib_lora.errors import BadConfig, LoraError
-from lib_lora.train.compare import Grid, prompt_with, write_sheet
+from lib_lora.train.compare import Cell, Grid, prompt_with, write_sheet
+from lib_lora.train.drawable import Drawable
 from lib_lora.ui.trainer import Trainer
 
 log = logging.getLogger(__name__)
+NEWS_S = 60.0  # seconds for which it is told that a comparison is ready
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,16 @@ class Comparer:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._now = Drawing()
+        self._ended = 0.0
 
     @property
     def now(self) -> Drawing:
-        """Where it stands."""
+        """Where it stands. That all went well is no news after a while."""
         with self._lock:
-            return self._now
+            old = not self._now.active and time.monotonic() - self._ended > NEWS_S
+            return replace(self._now, message="") if old and self._now.done == self._now.total else self._now
 
-    def start(self, run: str, grid: Grid, files: Mapping[str, Path]) -> None:
+    def start(self, run: str, grid: Grid, files: Mapping[str, Drawable]) -> None:
         """Draw a grid of the run; `files` by the grid's labels. Raises BadConfig while another is drawn."""
         with self._lock:
             if self._now.active:
@@ -64,7 +69,7 @@ class Comparer:
             self._thread.join(seconds)
         return self.now
 
-    def _work(self, grid: Grid, files: Mapping[str, Path]) -> None:
+    def _work(self, grid: Grid, files: Mapping[str, Drawable]) -> None:
         message = "the comparison ended unexpectedly; the console shows why"
         try:
             try:
@@ -76,27 +81,29 @@ class Comparer:
             log.warning("comparison: %s", error)
             message = str(error)
         finally:
+            self._ended = time.monotonic()
             self._change(active=False, message=message)
 
-    def _draw(self, grid: Grid, files: Mapping[str, Path]) -> str:
-        """Draw what is not drawn yet; what to tell in the end."""
-        named = {label: (f"lorakit-{row}", files[label]) for row, label in enumerate(grid.labels)}
-        base: dict[int, object] = {}  # strength 0: the same picture for every network
-        for done, cell in enumerate(grid.cells()):
+    def _draw(self, grid: Grid, files: Mapping[str, Drawable]) -> str:
+        """Draw every picture; what to tell in the end."""
+        cells = grid.cells()
+        for done, cell in enumerate(cells):
             if self._stop.is_set():
-                return f"Stopped after {done} of {len(grid.cells())} pictures."
-            name, path = named[cell.label]
-            picture = base.get(cell.table) if not cell.strength else None
-            if picture is None:
-                prompt = prompt_with(cell.prompt, name, cell.strength)
-                (picture,) = self._trainer.draw(
-                    [prompt], grid.seed, grid.steps, grid.cfg, grid.negative, files={name: path}
-                )
-            if not cell.strength:
-                base[cell.table] = picture
-            grid.add(cell, picture)
+                return f"Stopped after {done} of {len(cells)} pictures."
+            grid.add(cell, self._picture(grid, cell, files))
             self._change(done=done + 1)
         return f"The comparison is ready; it is also kept as {grid.sheet.name!r} in the run's folder."
+
+    def _picture(self, grid: Grid, cell: Cell, files: Mapping[str, Drawable]) -> Any:
+        """One of them, with the network of its label; at strength 0 with none."""
+        used = files[cell.label] if cell.strength else Drawable()
+        name, prompt, applied = f"lorakit-{cell.row}", cell.prompt, {}
+        if used.network is not None:
+            prompt, applied = prompt_with(cell.prompt, name, cell.strength), {name: used.network}
+        (picture,) = self._trainer.draw(
+            [prompt], grid.seed, grid.steps, grid.cfg, grid.negative, files=applied, words=used.words
+        )
+        return picture
 
     def _change(self, **values: object) -> None:
         with self._lock:

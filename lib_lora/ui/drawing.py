@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,14 @@ from lib_lora.files.folders import Entry
 from lib_lora.files.library import NetworkLibrary
 from lib_lora.prompt import Moment, Presets, extract
 from lib_lora.runtime import Runtime
-
-ENCODERS = {"clip_l": "te1", "clip_g": "te2"}  # of bundled embeddings, and of models
+from lib_lora.train.drawable import read_embedding
 
 
 @dataclass(frozen=True)
 class Drawing:
     """What to draw: one picture for each prompt, all of one seed, `side` pixels wide and high.
 
-    `files` are networks beside the library's: {name in a tag: file}.
+    `files` are networks beside the library's: {name in a tag: file}; `words` are embeddings: {word in a prompt: file}.
     """
 
     prompts: Sequence[str]
@@ -32,6 +30,7 @@ class Drawing:
     side: int
     negative: str = ""
     files: Mapping[str, Path] = field(default_factory=dict)
+    words: Mapping[str, Path] = field(default_factory=dict)
 
 
 class _Shelf:
@@ -83,15 +82,6 @@ def _one(model: Any, runtime: Runtime, drawing: Drawing, prompt: str, presets: P
     report = runtime.activate(model, requests, Moment(0, drawing.steps), drawing.seed)
     if report.errors:
         raise LoraError("; ".join(report.errors))
-    with _words(model, runtime):
+    own = {word: read_embedding(path) for word, path in drawing.words.items()}
+    with runtime.words(model), model.extra_tokens(own):  # the files' go before the networks'
         return sample(model, request, on_step=runtime.stepper(model))[0]
-
-
-def _words(model: Any, runtime: Runtime) -> AbstractContextManager[None]:
-    """The embeddings that the applied networks bring along."""
-    found = {
-        token: {ENCODERS[encoder]: vectors for encoder, vectors in tensors.items() if encoder in ENCODERS}
-        for network in runtime.active
-        for token, tensors in network.embeddings.items()
-    }
-    return model.extra_tokens(found) if found else nullcontext()

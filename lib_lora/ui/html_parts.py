@@ -56,6 +56,11 @@ def word(text: str) -> str:
     return f"<span>{escape(text)}</span>"
 
 
+def soft(text: str) -> str:
+    """Words that only explain, in a node of their own."""
+    return f'<span class="lk-soft">{escape(text)}</span>'
+
+
 def megabytes(size: int) -> str:
     """E.g. `144 MB`, `2.1 GB`, `0.3 MB`, `4 kB`."""
     if size < MB / 10:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -30,8 +31,11 @@ RESUMED = ("paused", "failed", "cancelled", "interrupted")
 LOGGED = 200  # lines
 
 
-def progress(status: TrainStatus) -> str:
-    """State, bar and figures. The data attributes are what javascript reads for banner, title and notification."""
+def progress(status: TrainStatus, ended: RunFacts | None = None) -> str:
+    """State, bar and figures. The data attributes are what javascript reads for banner, title and notification.
+
+    `ended` is a run that javascript has asked for: another one began before it was seen that this one had ended.
+    """
     share = 1.0 if status.state == "finished" else status.step / status.total if status.total else 0.0
     share = max(min(share, 1.0), 0.0)
     state = status.state if status.state in WORDS else "idle"
@@ -41,6 +45,9 @@ def progress(status: TrainStatus) -> str:
         "percent": int(share * 100), "left": time_words(status.eta_s), "doing": status.doing,
         "waiting": len(status.waiting),
     }  # fmt: skip
+    if ended is not None:
+        told = {name: getattr(ended, name) for name in ("id", "name", "state", "step")}
+        facts["ended"] = json.dumps({**told, "doing": ended.message})
     data = "".join(f' data-{name}="{escape(str(value))}"' for name, value in facts.items())
     busy = " lk-running" if state == "running" else ""
     bar = " lk-preparing" if preparing else ""

@@ -23,6 +23,8 @@ UNDER_WAY = ("running", "queued")
 class Detail:
     """What is shown of one run beside its facts. `toml` and `command`: the job for another machine.
 
+    `folder` and `files` are as users may read them, `on` is the form to train it further.
+
     `waits`: it is in the queue, or in hand. One that is "queued" and in no queue lost it, in a kill or a full disk.
     """
 
@@ -32,6 +34,9 @@ class Detail:
     command: str
     problem: str = ""
     waits: bool = False
+    on: str = ""
+    folder: str = ""
+    files: Sequence[str] = ()
 
 
 def table(runs: Sequence[RunFacts], page: int, opened: str) -> str:
@@ -60,15 +65,18 @@ def table(runs: Sequence[RunFacts], page: int, opened: str) -> str:
 def detail(found: Detail, thumbs: Thumbs) -> str:
     """Facts, message, buttons, settings, curves, samples and the job for another machine."""
     run = found.run
-    files = "".join(f"<li><code>{escape(str(path))}</code></li>" for path in run.files)
+    files = "".join(f"<li><code>{escape(path)}</code></li>" for path in found.files)
     problem = f'<p class="lk-message lk-bad">{spoken(found.problem)}</p>' if found.problem else ""
     message = f'<p class="lk-note">{spoken(run.message)}</p>' if run.message else ""
     listed = f'<h4>Files</h4><ul class="lk-files">{files}</ul>' if files else ""
     samples = html_samples.strips(run.samples, thumbs, run.id)
     curves = html_plot.plots(run.points) if run.points else ""
+    key = escape(run.id)
+    further = f"<h4>Train further</h4>{found.on}" if found.on else ""
     return (
-        f'<section class="lk-box lk-detail" id="lorakit_detail"><h3>{word("Run")} {own(run.name)}</h3>'
-        f"{_facts(run)}{message}{problem}{_buttons(run, found.waits)}{_settings(found.settings)}"
+        f'<section class="lk-box lk-detail" id="lorakit_detail" data-form="{key}" data-key="{key}">'
+        f"<h3>{word('Run')} {own(run.name)}</h3>"
+        f"{_facts(run, found.folder)}{message}{problem}{_buttons(run, found.waits)}{further}{_settings(found.settings)}"
         f"{listed}{curves}{samples}{_export(found)}</section>"
     )
 
@@ -92,13 +100,13 @@ def _view(id: str, opened: bool) -> str:
     return json.dumps({"open": "" if opened else id})
 
 
-def _facts(run: RunFacts) -> str:
+def _facts(run: RunFacts, folder: str) -> str:
     facts = fact("State", word(WORDS.get(run.state, run.state)))
     facts += fact("Steps", number(run.step), word("of"), number(run.steps))
     facts += fact("Loss", number(f"{run.loss:.4f}")) if run.loss is not None else ""
     facts += fact("Kind", word(run.method.replace("_", " ")))
     facts += fact("When", number(moment(run.made)))
-    return f'<dl class="lk-facts">{facts}</dl><p class="lk-note"><code>{escape(str(run.folder))}</code></p>'
+    return f'<dl class="lk-facts">{facts}</dl><p class="lk-note"><code>{escape(folder)}</code></p>'
 
 
 def _buttons(run: RunFacts, waits: bool) -> str:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from lib_lora.errors import LoraError
+from lib_lora.errors import BadConfig, LoraError
 from lib_lora.ui import html as told
 from lib_lora.ui.compat import api_argument, js_argument
 
@@ -122,14 +123,18 @@ def _table(value: Any) -> Mapping[str, Any]:
 
 
 def act(do: Do, actions: Mapping[str, Action]) -> str:
-    """Do what a button asks for by the name `do`; what came of it as HTML."""
+    """Do what a button asks for by the name `do`; what came of it as HTML, which is never the same twice.
+
+    The page takes a message back after a while (javascript/lorakit_notices.js); gradio would not send the same again.
+    """
     action = actions.get(text_of(do, "do"))
-    if action is None:
-        return told.message("the page asked for something unknown; load it again", bad=True)
     try:
-        return told.message(action(do))
+        if action is None:
+            raise BadConfig("the page asked for something unknown; load it again")
+        html = told.message(action(do))
     except LoraError as error:
-        return told.message(str(error), bad=True)
+        html = told.message(str(error), bad=True)
+    return f'<div data-lk-at="{time.time_ns()}">{html}</div>' if html else ""
 
 
 def text_of(do: Do, name: str) -> str:

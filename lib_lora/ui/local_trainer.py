@@ -162,6 +162,7 @@ class LocalTrainer:
         cfg: float,
         negative: str = "",
         files: Mapping[str, Path] | None = None,
+        words: Mapping[str, Path] | None = None,
     ) -> Sequence[Any]:
         """See `Trainer.draw`."""
         if self.queue.closed:  # a comparison of before, in a thread of its own
@@ -170,7 +171,8 @@ class LocalTrainer:
             raise BadConfig("the model is busy training; pause or cancel the training, or wait for its end")
         side = self.place.base().resolution
         with self._telling():
-            return self.place.draw(Drawing(tuple(prompts), seed, steps, cfg, side, negative, dict(files or {})))
+            beside = {"files": dict(files or {}), "words": dict(words or {})}
+            return self.place.draw(Drawing(tuple(prompts), seed, steps, cfg, side, negative, **beside))
 
     def allowed(self, path: str, what: str) -> Path:
         """See `Trainer.allowed`."""
@@ -183,6 +185,10 @@ class LocalTrainer:
     def changed(self) -> None:
         """See `Trainer.changed`."""
         self.place.changed()
+
+    def for_the_page(self, text: str) -> str:
+        """See `Trainer.for_the_page`."""
+        return self.place.for_the_page(text)
 
     def close(self, seconds: float = 0.0) -> None:
         """Pause what is being trained, and leave the queue to whoever comes next; waits so long for the step's end."""

@@ -87,4 +87,4 @@ def _cell(grid: Grid, run: str, place: int) -> Shown | None:
     cell = cells[place]
     before = {"run": run, "grid": grid.name, "cell": place - 1} if place else None
     after = {"run": run, "grid": grid.name, "cell": place + 1} if place + 1 < len(cells) else None
-    return Shown(grid.picture(cell), f"{cell.label}, strength {cell.strength:g}", cell.prompt, before, after)
+    return Shown(grid.picture(cell), grid.title(cell), cell.prompt, before, after)

@@ -103,7 +103,7 @@ class Pictures:
         return _said("Nothing is left to bring back.", "")
 
     def upload(self, given: Any, text: str) -> tuple[str, str]:
-        """Save pictures from the browser: the folder they are in, and a message. Raises LoraError.
+        """Save pictures and captions from the browser: the folder they are in, and a message. Raises LoraError.
 
         They join an earlier upload if the page shows one; any other folder of the user's own is left as it is.
         """
@@ -112,11 +112,11 @@ class Pictures:
         folder = self._own(text, home) or new_folder(home, date.today())
         saved = save_uploads(good, folder)
         saved.refused += [(name, "not sent by the browser") for name in bad]
-        if not saved.files:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-            return text, _refused(saved)
-        return str(folder), _said("Pictures saved:", str(len(saved.files))) + _refused(saved)
+        if not saved.files and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        told = _said("Pictures saved:", str(len(saved.files))) if saved.files else ""
+        told += _said("Captions saved:", str(saved.captions)) if saved.captions else ""
+        return str(folder) if saved.files else text, told + _refused(saved)
 
     def is_upload(self, text: str) -> bool:
         """Whether a text names a folder of uploads."""

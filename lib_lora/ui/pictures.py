@@ -52,9 +52,9 @@ def add(trainer: Trainer) -> PicturesStep:
             summary = gr.HTML(INVITATION, elem_id="lorakit_pictures")
         with gr.Column(scale=2, min_width=300):
             drop = gr.File(
-                label="Or drop pictures here",
+                label="Or drop pictures here, with their captions (.txt)",
                 file_count="multiple",
-                file_types=["image"],
+                file_types=["image", ".txt"],
                 elem_id="lorakit_drop",
             )
     with gr.Row(visible=False, elem_classes=["lk-bar-row"]) as bar:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from lib_lora.errors import LoraError
 from lib_lora.ui import html_plot, html_running, html_samples, looking
 from lib_lora.ui.live import Action, Do, Panel, Request, act, text_of
 from lib_lora.ui.thumbs import Thumbs
-from lib_lora.ui.trainer import Trainer, TrainStatus
+from lib_lora.ui.trainer import RunFacts, Trainer, TrainStatus
 
 
 class Running:
@@ -37,7 +38,7 @@ class Running:
         look = look if isinstance(look, dict) else {}
         shown = looking.find(self.trainer, look) if look else None
         return {
-            "progress": html_running.progress(status),
+            "progress": html_running.progress(status, self.ended(text_of(request.view, "watched"), status)),
             "curves": self.curves(status),
             "samples": html_samples.strips(status.samples, self.thumbs, status.id),
             "queue": self.queue(status),
@@ -45,6 +46,15 @@ class Running:
             "look": looking.html(shown, look, self.thumbs),
             **told,
         }
+
+    def ended(self, watched: str, status: TrainStatus) -> RunFacts | None:
+        """The run that the browser saw training before the one in hand, if it is there."""
+        if not watched or watched == status.id:
+            return None
+        try:
+            return self.trainer.run(watched)
+        except LoraError:  # forgotten meanwhile
+            return None
 
     def act(self, do: Do) -> str:
         """Do what a button asks for; what came of it as HTML."""

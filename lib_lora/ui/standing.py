@@ -77,4 +77,7 @@ def _doing(queue: QueueState, seen: Seen) -> str:
 
 def _ended(facts: RunFacts, halted: str) -> str:
     """Why nothing is trained, in words."""
-    return facts.message if facts.state == "paused" else " ".join(filter(None, (facts.message, halted)))
+    told = facts.message
+    if facts.state == "paused" or not halted:
+        return told
+    return f"{told}{'' if told[-1] in '.!?' else '.'} {halted}" if told else halted

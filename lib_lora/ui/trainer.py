@@ -122,11 +122,12 @@ class Trainer(Protocol):
         cfg: float,
         negative: str = "",
         files: Mapping[str, Path] | None = None,
+        words: Mapping[str, Path] | None = None,
     ) -> Sequence[Any]:
         """One PIL picture for each prompt, tags and all, in the usual size. Raises BadConfig while it trains.
 
-        `files` are networks beside the host's own: {name in a tag: file}, e.g. of a run's checkpoints folder. The model
-        is as before afterwards.
+        `files` are networks beside the host's own: {name in a tag: file}, e.g. of a run's checkpoints folder; `words`
+        are embeddings: {word in a prompt: file}. The model is as before afterwards.
         """
 
     def allowed(self, path: str, what: str) -> Path:
@@ -137,6 +138,9 @@ class Trainer(Protocol):
 
     def changed(self) -> None:
         """Network files came or went: tags and cards look again."""
+
+    def for_the_page(self, text: str) -> str:
+        """A text as users of this host may read it: where others reach the page, without where its folders lie."""
 
 
 def _plain(value: Any) -> Any:

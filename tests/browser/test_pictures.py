@@ -112,11 +112,13 @@ def test_dropped_pictures_are_saved_and_shown(at: Person, tmp_path: Path) -> Non
     (tmp_path / "text.png").write_text("no picture")
     files = [str(put(tmp_path / "drop", f"new {n}.jpg", 20 + n)) for n in range(2)]
     field = at.driver.find_element("css selector", "#lorakit_drop input[type=file]")
-    field.send_keys("\n".join([*files, str(tmp_path / "text.png")]))
+    (tmp_path / "drop" / "new 1.txt").write_text("a new dog")
+    field.send_keys("\n".join([*files, str(tmp_path / "text.png"), str(tmp_path / "drop" / "new 1.txt")]))
     at.reads("#lorakit_pictures_told", "text.png")
+    at.reads("#lorakit_pictures_grid", "a new dog")
     at.until(lambda: len(at.all(".lk-picture")) == 2, "two pictures")
     made = Path(at.value("#lorakit_folder"))
-    assert sorted(path.name for path in made.iterdir()) == ["new-0.jpg", "new-1.jpg"]
+    assert sorted(path.name for path in made.iterdir()) == ["new-0.jpg", "new-1.jpg", "new-1.txt"]
 
 
 def test_captions_are_saved_by_keyboard_and_taken_back(captioning: Person, folder: Path) -> None:
@@ -177,6 +179,31 @@ def test_a_model_writes_captions(captioning: Person, folder: Path) -> None:
     captioning.press("Write captions")
     captioning.reads("#lorakit_captioner_progress", "Finished")
     assert (folder / "1.txt").read_text() == "dog 1, grass" and (folder / "0.txt").read_text() == TEXTS[0]
+
+
+def test_everything_is_reached_by_keys(page: Page, person: Person) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    def tab() -> str:
+        person.driver.switch_to.active_element.send_keys(Keys.TAB)
+        here = person.driver.switch_to.active_element
+        assert person.driver.execute_script("return getComputedStyle(arguments[0]).outlineStyle", here) == "solid"
+        return str(here.text)
+
+    person.open(page.address)
+    field = person.one("#lorakit_folder textarea, #lorakit_folder input")
+    titles = ".label-wrap[role=button], button.label-wrap"
+    person.until(lambda: person.driver.find_elements("css selector", titles), "titles that keys reach")
+    field.click()
+    assert "Click to Upload" in tab()
+    assert tab().startswith("Captions")
+    person.driver.switch_to.active_element.send_keys(Keys.ENTER)
+    person.until(lambda: person.all("#lorakit_caption_save"), "the captions open")
+    title = person.driver.switch_to.active_element
+    assert title.get_attribute("aria-expanded") != "false"
+    assert tab() == "Save captions"
+    title.send_keys(Keys.SPACE)
+    person.until(lambda: not person.all("#lorakit_caption_save"), "the captions closed")
 
 
 def _open(person: Person, title: str) -> None:

@@ -42,8 +42,9 @@ def test_an_exposed_webui_trains_only_on_folders_of_its_own(
     require_allowed(host, inside)
     written = [make_job({**ours, key: elsewhere}) for key in ("output.folder", "output.network_folder")]
     for job in (outside, dotted, *written):
-        with pytest.raises(BadConfig, match="--listen"):
+        with pytest.raises(BadConfig, match="--listen") as told:
             require_allowed(host, job)
+        assert str(tmp_path) not in str(told.value).replace(str(job.data.folder), ""), "others see no folders of ours"
 
 
 def test_jobs_of_this_host_write_where_the_tag_looks(host: WebuiHost, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,15 @@ from PIL import Image
 
 from lib_lora.errors import BadDataset, LoraError
 from lib_lora.train import caption_store
-from lib_lora.train.caption_store import changes, last_operation, read_captions, undo, write_captions
+from lib_lora.train.caption_store import (
+    changes,
+    come_back,
+    last_operation,
+    read_captions,
+    require_lasting,
+    undo,
+    write_captions,
+)
 
 
 def folder_of(tmp_path: Path, **captions: str | None) -> Path:
@@ -165,3 +174,38 @@ def test_a_forged_backup_is_no_backup(tmp_path: Path, files: object) -> None:
 def test_changes_are_those_that_differ(tmp_path: Path) -> None:
     captions = read_captions(folder_of(tmp_path, a="1", b="2"))
     assert changes(captions, ["1", "3"]) == [(captions[1], "3")]
+
+
+def test_the_last_change_is_taken_back_first_when_the_clock_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path, a="0")
+    old = folder / ".captions-backup" / "20991231-235959-000000"  # as backups were called before
+    old.mkdir(parents=True)
+    (old / "manifest.json").write_text(json.dumps({"what": "long ago", "files": []}))
+    for hour in range(12, 0, -1):
+
+        class Clock:
+            @staticmethod
+            def now(hour: int = hour) -> datetime:
+                return datetime(2026, 11, 21, hour)
+
+        monkeypatch.setattr(caption_store, "datetime", Clock)
+        write_captions(folder, {folder / "a.png": str(hour)}, f"at {hour}")
+    for hour in range(1, 13):
+        assert last_operation(folder) == f"at {hour}"
+        undo(folder)
+    assert texts(folder) == {"a.txt": "0"} and last_operation(folder) == "long ago"
+    write_captions(folder, {folder / "a.png": "new"}, "afterwards")
+    assert last_operation(folder) == "afterwards"
+
+
+def test_captions_that_a_table_brings_back_are_known(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, a=None, b="beside", c="alone")
+    rows = (json.dumps({"file_name": f"{name}.png", "text": "table"}) for name in "ab")
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    emptied = {folder / f"{name}.png": text for name, text in (("a", " \n"), ("b", ""), ("c", ""))}
+    assert come_back(emptied) == [folder / "a.png", folder / "b.png"]
+    with pytest.raises(BadDataset, match="of 2 captions nothing would be left, 'a.png' first"):
+        require_lasting(emptied)
+    require_lasting({folder / "a.png": "words", folder / "c.png": ""})

@@ -10,7 +10,17 @@ from PIL import Image
 
 from lib_lora.errors import BadConfig
 from lib_lora.prompt import extract
-from lib_lora.train.compare import Grid, files_of, grids, prompt_with, read_prompts, read_strengths, write_sheet
+from lib_lora.train.compare import (
+    Grid,
+    files_of,
+    grids,
+    prompt_with,
+    read_prompts,
+    read_strengths,
+    ticked,
+    write_sheet,
+)
+from lib_lora.train.drawable import Drawable
 
 PROMPTS = ("dog", "犬 in snow")
 FACTS: dict[str, Any] = {"labels": ("step 100", "final"), "strengths": (0.5, 1.0, 1.2), "prompts": PROMPTS}
@@ -45,7 +55,7 @@ def test_too_few_and_too_many_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="nothing to compare"):
         Grid.create(tmp_path, **{**FACTS, "labels": ()})
     with pytest.raises(BadConfig, match="600 pictures"):
-        Grid.create(tmp_path, **{**FACTS, "strengths": tuple(i / 10 for i in range(150))})
+        Grid.create(tmp_path, **{**FACTS, "strengths": tuple(i / 10 for i in range(1, 151))})
     assert grids(tmp_path) == []
 
 
@@ -85,7 +95,40 @@ def test_prompt_has_a_tag_that_reads_back() -> None:
 
 
 def test_files_are_the_chosen_ones_in_order() -> None:
-    labels = {"step 100": Path("a"), "step 200": Path("b"), "final": Path("c")}
+    labels = {label: Drawable(Path(label)) for label in ("step 100", "step 200", "final")}
     assert list(files_of(labels, ["final", "step 100"])) == ["step 100", "final"]
     with pytest.raises(BadConfig, match="'step 300'"):
         files_of(labels, ["step 300"])
+
+
+def test_strength_0_is_one_picture_for_all_networks(tmp_path: Path) -> None:
+    grid = Grid.create(tmp_path, **{**FACTS, "strengths": (0.0, 1.0)})
+    base = [cell for cell in grid.cells() if not cell.strength]
+    assert [(cell.prompt, cell.row, cell.label) for cell in base] == [(p, 0, "base model") for p in PROMPTS]
+    assert [grid.title(cell) for cell in base] == ["base model"] * 2
+    assert len(grid.cells()) == 2 + 4
+    only = Grid.create(tmp_path, **{**FACTS, "strengths": (0.0,)})
+    assert len(only.cells()) == 2
+
+
+def test_embeddings_stand_beside_each_other_without_strengths(tmp_path: Path) -> None:
+    grid = Grid.create(tmp_path, **{**FACTS, "strengths": ()}, words=True)
+    assert Grid.open(tmp_path, "001") == grid
+    assert grid.columns() == ("step 100", "final") and grid.rows() == ("",)
+    assert [(c.row, c.column, c.table, c.label, c.strength) for c in grid.cells()] == [
+        (0, 0, 0, "step 100", 1.0), (0, 0, 1, "step 100", 1.0), (0, 1, 0, "final", 1.0), (0, 1, 1, "final", 1.0),
+    ]  # fmt: skip
+    assert [grid.title(cell) for cell in grid.cells()] == ["step 100", "step 100", "final", "final"]
+    for cell in grid.cells():
+        grid.add(cell, Image.new("RGB", (64, 64), "red"))
+    with Image.open(write_sheet(grid)) as sheet:
+        assert sheet.width < 3 * 200 and sheet.height < 2 * 200  # one row of two for each of two prompts
+
+
+@pytest.mark.parametrize(
+    ("count", "places"),
+    [(0, []), (1, [0]), (2, [0, 1]), (6, [0, 1, 2, 3, 4, 5]), (11, [0, 2, 4, 6, 8, 10]), (40, [0, 8, 16, 23, 31, 39])],
+)
+def test_ticked_are_spread_over_all(count: int, places: list[int]) -> None:
+    labels = [f"step {at}" for at in range(count)]
+    assert ticked(labels) == [labels[place] for place in places]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -88,11 +89,68 @@ def test_any_name_becomes_a_safe_one(name: str) -> None:
     assert Path(stem).name == stem and not stem.endswith("-masklabel")
 
 
-def test_a_new_folder_is_named_by_the_day(tmp_path: Path) -> None:
+def test_a_new_folder_is_named_by_the_day_and_nobody_elses(tmp_path: Path) -> None:
     day = date(2026, 11, 21)
-    assert new_folder(tmp_path, day) == tmp_path / "2026-11-21"
-    (tmp_path / "2026-11-21").mkdir()
-    assert new_folder(tmp_path, day) == tmp_path / "2026-11-21-2"
+    assert new_folder(tmp_path / "sets", day) == tmp_path / "sets" / "2026-11-21"
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: new_folder(tmp_path / "sets", day), range(40)))
+    assert sorted(path.name for path in made) == sorted(f"2026-11-21-{number}" for number in range(2, 42))
+    assert all(path.is_dir() for path in made)
+
+
+def test_folders_of_uploads_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_set, "MAX_SETS", 3)
+    for _ in range(3):
+        new_folder(tmp_path, date(2026, 11, 21))
+    with pytest.raises(BadDataset, match="there are 3 folders of pictures .* delete some"):
+        new_folder(tmp_path, date(2026, 11, 22))
+    (tmp_path / "2026-11-21-2").rmdir()
+    assert new_folder(tmp_path, date(2026, 11, 21)) == tmp_path / "2026-11-21-2"
+
+
+def test_uploads_at_the_same_time_take_no_name_twice(tmp_path: Path) -> None:
+    files = [put(tmp_path / "up", f"{n}", n, format=kind) for n, kind in enumerate(["PNG", "JPEG"] * 4)]
+
+    def upload(path: Path) -> list[Path]:
+        return save_uploads([(path, name) for name in ("rex.png", "Rex.png", "max.png")], tmp_path / "set").files
+
+    with ThreadPoolExecutor(8) as threads:
+        made = [path for found in threads.map(upload, files) for path in found]
+    assert len({path.stem.lower() for path in made}) == len(made) == 24
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == sorted(path.name for path in made)
+    sizes = sorted(path.stat().st_size for path in made)
+    assert sizes == sorted([path.stat().st_size for path in files] * 3)
+
+
+def test_captions_come_with_their_pictures(tmp_path: Path) -> None:
+    png, jpeg = put(tmp_path / "up", "1", 1, format="PNG"), put(tmp_path / "up", "2", 2, format="JPEG")
+    text = tmp_path / "up" / "t"
+    text.write_bytes(b"\xef\xbb\xbfa dog, \xe7\x8a\xac\n")
+    put(tmp_path / "set", "my-dog.png", 3)
+    (tmp_path / "set" / "my-dog.txt").write_text("the old one")
+    given = [(text, "my dog.txt"), (png, "my dog.png"), (jpeg, "a/cat.jpeg"), (text, "cat.TXT"), (text, "cow.txt")]
+    saved = save_uploads(given, tmp_path / "set")
+    assert names(tmp_path / "set") == ["cat.jpg", "cat.txt", "my-dog-2.png", "my-dog-2.txt", "my-dog.png", "my-dog.txt"]
+    assert (tmp_path / "set" / "my-dog-2.txt").read_text(encoding="utf-8") == "a dog, 犬\n"
+    assert (tmp_path / "set" / "my-dog.txt").read_text() == "the old one"
+    assert (len(saved.files), saved.captions) == (2, 2)
+    assert saved.refused == [("cow.txt", "no picture of this name")]
+    late = save_uploads([(text, "my-dog.txt"), (text, "cat.txt")], tmp_path / "set")
+    assert [reason for _, reason in late.refused] == ["its picture has a caption already"] * 2
+    (tmp_path / "set" / "cat.txt").unlink()
+    assert save_uploads([(text, "cat.txt")], tmp_path / "set").captions == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"x" * 70000, "64 KiB"), (b"caf\xe9", "UTF-8"), (b"\x89PNG\0", "UTF-8"), (b"a\0b", "not a text")],
+)
+def test_what_is_no_caption_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    text, picture = tmp_path / "t", put(tmp_path / "up", "a", 1, format="PNG")
+    text.write_bytes(content)
+    saved = save_uploads([(picture, "a.png"), (text, "a.txt")], tmp_path / "set")
+    assert names(tmp_path / "set") == ["a.png"] and saved.captions == 0
+    assert [name for name, _ in saved.refused] == ["a.txt"] and reason in saved.refused[0][1]
 
 
 def test_removing_takes_captions_and_mask_along_and_all_comes_back(tmp_path: Path) -> None:

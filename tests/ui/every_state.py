@@ -8,7 +8,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lib_lora.train import preflight
+from PIL import Image
+
+from lib_lora.train import drawable, preflight
 from lib_lora.train.absorb import Absorbed
 from lib_lora.train.caption_store import Caption
 from lib_lora.train.choose import why_not_continue
@@ -40,6 +42,7 @@ from lib_lora.ui import (
     picture_page,
     spoken,
     standing,
+    training_on,
 )
 from lib_lora.ui.captioners import Progress
 from lib_lora.ui.comparing import Drawing
@@ -72,6 +75,14 @@ ERRORS = (
     "preferred weight = 'x' is not accepted; give a number from -10 to 10, e.g. 0.8",
     "strength 'x' is not accepted; write numbers with commas, e.g. 0.6, 0.8, 1",
     "'x' is being trained; pause it or wait, then compare",
+    "the prompt 'x' does not say 'y' or 'z': all its pictures would be the same; add it",
+    "of 3 captions nothing would be left, 'x' first, and what a table says would count again; take them out of that "
+    "table, or leave a word",
+    "there are 500 folders of pictures in 'x'; delete some of them first",
+    "run 'x' has no state to go on from, or is not over; repeat it with more steps",
+    "'More steps' takes a whole number from 1 to 10000000; 'x' is none",
+    "'x' is no embedding; choose another step, or train again",
+    "'seed' takes a number from 0 to 10; 'x' is none",
     "a comparison is being drawn; wait for it or stop it",
     "that picture is gone; load the page again",
     "'x' is no network of this run any more; load the page again",
@@ -121,7 +132,7 @@ ERRORS = (
     "cannot train on this checkpoint: it is SDXL's refiner; train on the base model, whose networks the "
     "refiner does not need",
     "base.checkpoint = 'x' is not the loaded model, 'y'; leave it empty, or start with --checkpoint",
-    "data.folder = 'x' is outside of 'y', and this webui is open to others (--listen, --share or "
+    "data.folder = 'x' is outside of the webui's data folder, and this webui is open to others (--listen, --share or "
     "--hide-ui-dir-config); use a folder in there",
     "the comparison ended unexpectedly; the console shows why",
     "it ended with an error; the console shows where",
@@ -174,18 +185,26 @@ def results(folder: Path) -> Iterator[str]:
     for place, name in enumerate(METHODS):
         root = folder / f"{MARK}{place}"
         root.mkdir(parents=True)
-        run = make_run(root, NAME, method__name=name, output__sample_prompts=(PROMPT,))
+        more = {"method__as_lora": 8} if name == "dreambooth" else {}
+        run = make_run(root, NAME, method__name=name, output__sample_prompts=(PROMPT,), data__trigger=MARK, **more)
         trainer = trainer_with(root, run)
         part = after.After(trainer, _Running(trainer))
         yield part.answer(Request())["after"]
         result = part.result(run)
         yield html_after.result(replace(result, file=None, taken=100, why_not_continue=""), Thumbs())
-        yield html_after.result(replace(result, why_not_compare=after.NO_TAG), Thumbs())
+        yield html_after.result(replace(result, drawable={}), Thumbs())
+        yield part.act({"do": "compare", "run": run.id, "fields": {"labels": ["final"], "prompts": PROMPT}})
         yield why_not_continue(run_job(run))
-    grid = Grid.create(folder, labels=("step 100", "final"), strengths=(0.5, 1.0), prompts=(PROMPT,))
-    grid.sheet.parent.mkdir(parents=True, exist_ok=True)
-    grid.sheet.write_bytes(b"")
-    yield html_after.grid("a", grid, Thumbs(), ("001", "002")) + html_after.nothing()
+    for words in (False, True):
+        facts: dict[str, Any] = {"labels": ("step 100", "final"), "prompts": (PROMPT,), "words": words}
+        grid = Grid.create(folder, strengths=(0.0, 1.0), **facts)
+        for cell in grid.cells():
+            grid.add(cell, Image.new("RGB", (64, 64)))
+        yield html_after.grid("a", grid, Thumbs(), ("001", "002"), f"/{MARK}") + html_after.nothing()
+        yield from (
+            looking.html(looking.Shown(Path(), grid.title(cell), PROMPT), {}, Thumbs()) for cell in grid.cells()
+        )
+    yield from (spoken.spoken(why) for why in drawable.WHY_NOT.values())
     yield html_after.drawing(Drawing("a", "001", 1, 9, True), "a")
     ready = f"The comparison is ready; it is also kept as '{MARK}' in the run's folder."
     for message in (ready, "Stopped after 3 of 9 pictures.", "Stopping after this picture.", "Nothing is being drawn."):
@@ -229,8 +248,9 @@ def runs(folder: Path) -> Iterator[str]:
     ]
     yield html_runs.table((), 0, "") + html_runs.table(found, 0, found[1].id) + html_runs.table(found, 1, "")
     settings = (Difference("training.steps", 5, 1000, "Optimizer steps"),)
-    for run in (replace(one, files=(PATH,)) for one in found[: len(states)]):
-        yield html_runs.detail(html_runs.Detail(replace(run, message=NAME), settings, "a", "b", NAME), Thumbs())
+    for run in (replace(one, can_resume=True) for one in found[: len(states)]):
+        more = {"on": training_on.form(run), "files": (str(PATH),), "folder": str(PATH.parent)}
+        yield html_runs.detail(html_runs.Detail(replace(run, message=NAME), settings, "a", "b", NAME, **more), Thumbs())
     yield spoken.spoken("the program ended while this was trained; resume to go on")
 
 
@@ -254,9 +274,20 @@ def pictures() -> Iterator[str]:
         "more than 120 million pixels",
         "not a picture, or broken",
         "not sent by the browser",
+        "no picture of this name",
+        "its picture has a caption already",
+        "a caption larger than 64 KiB",
+        "not in UTF-8; save the text anew in that encoding",
+        "not a text",
     )
     yield picture_page._refused(Saved(PATH, [], [(NAME, reason) for reason in reasons]))
-    for words in ("Put aside:", "Brought back:", "Nothing is left to bring back.", "Pictures saved:"):
+    for words in (
+        "Put aside:",
+        "Brought back:",
+        "Nothing is left to bring back.",
+        "Pictures saved:",
+        "Captions saved:",
+    ):
         yield picture_page._said(words, NAME)
     yield f"{html_pictures.word('Page')} {html_pictures.number(1)}"
 
@@ -274,7 +305,7 @@ def captions() -> Iterator[str]:
     fetched = ("BLIP and CLIP, about 1.8 GB", "CLIP's lists of styles, less than 1 MB", "DeepDanbooru, about 0.6 GB",
                "perhaps its weights, 0.4 to 1.3 GB")  # fmt: skip
     yield html_captions.options({NAME + str(at): f"downloads {one} at its first use" for at, one in enumerate(fetched)})
-    yield caption_page.saved_message(caption_page.Edits([], 3, [NAME]))
+    yield caption_page.saved_message(caption_page.Edits([], 3, [NAME], [NAME]))
     for words in ("Files made:", "Captions changed:", "Taken back, files:", "Changed since and left alone:"):
         yield caption_page.said(words, 3)
     for operation in ("Edited by hand", "Captions of the table into files"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ class FakeTrainer:
     submitted: list[Mapping[str, Any]] = field(default_factory=list)
     calls: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
     hook: Callable[[str], None] | None = None
+    exposed: bool = False
 
     def __post_init__(self) -> None:
         if not self.defaults:
@@ -145,11 +147,12 @@ class FakeTrainer:
         cfg: float,
         negative: str = "",
         files: Mapping[str, Path] | None = None,
+        words: Mapping[str, Path] | None = None,
     ) -> Sequence[Any]:
         """A picture of one colour for each prompt, another for each prompt and seed."""
         from PIL import Image
 
-        self._called("draw", tuple(prompts), seed, steps, cfg, negative, dict(files or {}))
+        self._called("draw", tuple(prompts), seed, steps, cfg, negative, dict(files or {}), dict(words or {}))
         if self.now.state == "running":
             raise BadConfig("a network is being trained; wait for it, pause it or cancel it")
         shades = [sum(f"{prompt}{seed}".encode()) % 256 for prompt in prompts]
@@ -173,6 +176,10 @@ class FakeTrainer:
     def changed(self) -> None:
         """Only noted."""
         self._called("changed")
+
+    def for_the_page(self, text: str) -> str:
+        """As it is; without where `root` lies if `exposed`."""
+        return text.replace(f"{self.root}{os.sep}", "").replace(str(self.root), "") if self.exposed else text
 
     def named(self, method: str) -> list[tuple[Any, ...]]:
         """The arguments of every call of a method."""

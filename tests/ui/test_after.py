@@ -223,15 +223,100 @@ def test_continue_submits_a_run_that_begins_there(part: After, run: RunFacts) ->
     assert len(trainer.submitted) == 1
 
 
-def test_kinds_that_cannot_go_on_or_be_compared_say_so(tmp_path: Path) -> None:
-    run = make_run(tmp_path, method__name="textual_inversion")
+def of_method(root: Path, name: str, **settings: Any) -> tuple[After, RunFacts]:
+    run = make_run(root, method__name=name, **settings)
+    trainer = trainer_with(root, run)
+    return After(trainer, Running(trainer)), run
+
+
+def test_checkpoint_is_chosen_elsewhere_and_its_lora_sent_and_compared(tmp_path: Path) -> None:
+    part, _ = of_method(tmp_path, "dreambooth", method__as_lora=8)
+    html = part.answer(Request())["after"]
+    said = text(html)
+    assert "Checkpoint rex.safetensors (choose it in the webui&#x27;s checkpoint list)" in said
+    assert "Its LoRA in a prompt sks dog &lt;lora:rex-lora:1&gt;" in said
+    assert str(tmp_path / "networks" / "rex-lora.safetensors") in said and str(tmp_path / "models") in said
+    (sent,) = re.findall(r'data-go="([^"]*)"', html)
+    assert json.loads(sent.replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">")) == {
+        "tag": "<lora:rex-lora:1>", "words": "sks dog",
+    }  # fmt: skip
+    assert "lk-bad" not in do(part, "compare")
+    part.comparer.wait(20)
+    trainer: Any = part.trainer
+    used = [next(iter(call[5].values())).name for call in trainer.named("draw")[::4]]
+    assert used == ["rex-000100-lora.safetensors", "rex-lora.safetensors"]
+    do(part, "weight")
+    assert choose.read_card(tmp_path / "networks" / "rex-lora.safetensors")["preferred weight"] == 0.7
+    assert not (tmp_path / "models" / "rex.json").exists()
+    assert "lk-bad" not in part.running.act({"do": "preview", "run": "rex", "sample": 0})
+    for place in ("models/rex.png", "networks/rex-lora.png"):
+        assert (tmp_path / place).is_file()
+
+
+def test_checkpoint_alone_says_what_to_do(tmp_path: Path) -> None:
+    part, run = of_method(tmp_path, "dreambooth")
+    html = part.answer(Request())["after"]
+    said = text(html)
+    assert "(choose it in the webui" in said and "In a prompt sks dog" in said and "data-go" not in html
+    assert "method.as_lora = 32" in said and 'name="labels"' not in html
+    assert "as_lora" in do(part, "compare") and compare.grids(run.folder) == []
+
+
+def test_embeddings_are_compared_without_strengths(tmp_path: Path) -> None:
+    part, run = of_method(tmp_path, "textual_inversion")
+    html = part.answer(Request())["after"]
+    said = text(html)
+    assert "A new run cannot begin from words" in said and "Continue training from here" not in said
+    assert 'name="strengths"' not in html and "An embedding has no strength" in said
+    assert html.count('name="labels"') == 4
+    told = do(part, "compare")
+    assert "lk-bad" in told and "does not say" in told and compare.grids(run.folder) == []
+    assert "lk-bad" not in do(part, "compare", fields={**FORM, "prompts": "a sks dog\na rex"})
+    part.comparer.wait(20)
+    trainer: Any = part.trainer
+    first, *_, last = trainer.named("draw")
+    assert first[0] == ("a sks dog",) and first[5] == {} and set(first[6]) == {"sks", "rex"}
+    assert first[6]["rex"].name == "rex-000100.safetensors" and last[6]["sks"].name == "rex.safetensors"
+    grid = part.answer(Request())["grid"]
+    assert grid.count("<img") == 4 and "strength" not in text(grid) and "step 100 final" in text(grid)
+    assert "lk-bad" in do(part, "continue", label="final") and trainer.submitted == []
+
+
+def test_words_of_a_network_are_compared_with_it(tmp_path: Path) -> None:
+    part, _ = of_method(tmp_path, "pivotal_tuning")
+    assert 'name="strengths"' in part.answer(Request())["after"]
+    assert "lk-bad" not in do(part, "compare", fields={**FORM, "strengths": "0 1", "labels": ["final"]})
+    part.comparer.wait(20)
+    trainer: Any = part.trainer
+    base, _, applied, _ = trainer.named("draw")
+    assert base[5:] == ({}, {}) and applied[0] == ("a dog <lora:lorakit-0:1>",)
+    assert applied[5]["lorakit-0"].name == "rex.safetensors" and applied[6]["sks"].name == "sks.safetensors"
+
+
+def test_base_model_is_shown_once_beside_all_networks(part: After) -> None:
+    do(part, "compare", fields={**FORM, "strengths": "0 1", "prompts": "a dog"})
+    part.comparer.wait(20)
+    grid = part.answer(Request())["grid"]
+    assert grid.count("<img") == 3 and 'rowspan="2"' in grid and text(grid).count("base model") == 1
+
+
+def test_boxes_are_checked_over_the_whole_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path, steps=2200)
     trainer = trainer_with(tmp_path, run)
-    part = After(trainer, Running(trainer))
-    said = text(part.answer(Request())["after"])
-    assert "It trains words and no network" in said and "Only networks can be compared" in said
-    assert "Continue training from here" not in said
-    assert "lk-bad" in do(part, "compare") and "lk-bad" in do(part, "continue", label="final")
-    assert trainer.submitted == []
+    html = After(trainer, Running(trainer)).answer(Request())["after"]
+    assert html.count('name="labels"') == 22
+    checked = re.findall(r'value="(step \d+|final)" checked', html)
+    assert checked == ["step 100", "step 500", "step 900", "step 1400", "step 1800", "final"]
+    assert re.findall(r'data-tick="labels" data-tick-to="(\w+)"', html) == ["all", "none"]
+
+
+def test_where_others_reach_the_page_folders_are_not_shown(part: After, tmp_path: Path) -> None:
+    do(part, "compare")
+    part.comparer.wait(20)
+    part.trainer.exposed = True  # type: ignore[attr-defined]
+    found = part.answer(Request())
+    assert str(tmp_path) not in "".join(found.values())
+    assert "networks/rex.safetensors" in found["after"] and "compare/001.png" in found["grid"]
 
 
 def test_page_builds_without_asking(tmp_path: Path) -> None:

@@ -225,3 +225,17 @@ def test_a_folder_that_is_gone_is_told(page: Captions, tmp_path: Path) -> None:
 def test_names_that_no_file_system_takes(page: Captions, text: str) -> None:
     with pytest.raises(BadDataset, match="no folder"):
         page.view(Wish(text))
+
+
+def test_a_caption_that_a_table_brings_back_is_not_said_to_be_saved(page: Captions, folder: Path) -> None:
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": "red"}))
+    (folder / "0.txt").unlink()
+    message = json.dumps([edit(folder, "0.png", "red", "", 4), edit(folder, "1.png", TEXTS[1], "", 5)])
+    done = page.save(message)
+    assert (done.files, done.back, done.saved) == (1, ["0.png"], [("0.png", 4), ("1.png", 5)])
+    told = saved_message(done)
+    assert "take them out of that table" in told and "0.png" in told and "lk-bad" in told
+    assert not (folder / "0.txt").exists() and (folder / "1.txt").read_text() == ""
+    with pytest.raises(BadDataset, match="a table says would count again"):
+        page.apply(str(folder), Edit("remove", "red"), "Remove tags: red")
+    assert texts(folder) == ["", TEXTS[2]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from lib_lora.errors import BadConfig, BadFile
 from lib_lora.train.compare import Grid
+from lib_lora.train.drawable import Drawable
 from lib_lora.ui.comparing import Comparer
 from tests.ui.fake_trainer import FakeTrainer, running
 
@@ -20,7 +22,7 @@ def grid(folder: Path, **facts: Any) -> Grid:
     return Grid.create(folder, **{**usual, **facts})
 
 
-FILES = {"step 1": Path("1.safetensors"), "final": Path("2.safetensors")}
+FILES = {"step 1": Drawable(Path("1.safetensors")), "final": Drawable(Path("2.safetensors"))}
 
 
 def test_every_picture_is_drawn_with_its_file_and_strength(tmp_path: Path) -> None:
@@ -29,7 +31,7 @@ def test_every_picture_is_drawn_with_its_file_and_strength(tmp_path: Path) -> No
     shown = grid(tmp_path, seed=9, steps=3, cfg=2.5, negative="blurry")
     comparer.start("rex", shown, FILES)
     done = comparer.wait(20)
-    assert not done.active and (done.done, done.total) == (8, 8) and "ready" in done.message
+    assert not done.active and (done.done, done.total) == (6, 6) and "ready" in done.message
     assert all(shown.picture(cell).is_file() for cell in shown.cells()) and shown.sheet.is_file()
     calls = trainer.named("draw")
     assert [call[0] for call in calls] == [
@@ -37,9 +39,22 @@ def test_every_picture_is_drawn_with_its_file_and_strength(tmp_path: Path) -> No
         ("dog <lora:lorakit-1:1>",), ("cat <lora:lorakit-1:1>",),
     ]  # fmt: skip
     assert {call[1:5] for call in calls} == {(9, 3, 2.5, "blurry")}
-    assert calls[2][5] == {"lorakit-0": FILES["step 1"]} and calls[-1][5] == {"lorakit-1": FILES["final"]}
-    bare = [shown.picture(cell).read_bytes() for cell in shown.cells() if not cell.strength and cell.table == 0]
-    assert bare[0] == bare[1]
+    assert [call[5:] for call in calls] == [
+        ({}, {}), ({}, {}), *[({"lorakit-0": Path("1.safetensors")}, {})] * 2,
+        *[({"lorakit-1": Path("2.safetensors")}, {})] * 2,
+    ]  # fmt: skip
+
+
+def test_embeddings_are_drawn_by_their_words(tmp_path: Path) -> None:
+    trainer, shown = FakeTrainer(tmp_path), grid(tmp_path, strengths=(), words=True, prompts=("a sks dog",))
+    comparer, words = Comparer(trainer), {"sks": Path("1.pt"), "rex": Path("1.pt")}
+    comparer.start("rex", shown, {"step 1": Drawable(words=words), "final": Drawable(Path("2"), {"sks": Path("2.pt")})})
+    assert comparer.wait(20).done == 2
+    first, second = trainer.named("draw")
+    assert first[0] == ("a sks dog",) and first[5:] == ({}, words)
+    assert second[0] == ("a sks dog <lora:lorakit-0:1>",) and second[5:] == (
+        {"lorakit-0": Path("2")}, {"sks": Path("2.pt")},
+    )  # fmt: skip
 
 
 def test_stop_keeps_what_is_drawn_and_another_can_begin(tmp_path: Path) -> None:
@@ -60,9 +75,9 @@ def test_stop_keeps_what_is_drawn_and_another_can_begin(tmp_path: Path) -> None:
     assert comparer.stop() == "Stopping after this picture."
     gate.set()
     done = comparer.wait(20)
-    assert done.done == 1 and done.message == "Stopped after 1 of 8 pictures." and shown.sheet.is_file()
+    assert done.done == 1 and done.message == "Stopped after 1 of 6 pictures." and shown.sheet.is_file()
     comparer.start("rex", grid(tmp_path), FILES)
-    assert comparer.wait(20).done == 8
+    assert comparer.wait(20).done == 6
     assert comparer.stop() == "Nothing is being drawn."
 
 
@@ -115,3 +130,20 @@ def test_pictures_are_those_drawn(tmp_path: Path) -> None:
         shade = sum(f"{prompt}1".encode()) % 256
         with Image.open(shown.picture(cell)) as picture:
             assert picture.getpixel((0, 0)) == (shade, 128, 255 - shade)
+
+
+def test_that_it_is_ready_is_told_for_a_while_and_why_not_for_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = FakeTrainer(tmp_path)
+    comparer, later = Comparer(trainer), time.monotonic() + 61
+    comparer.start("rex", grid(tmp_path), FILES)
+    assert "ready" in comparer.wait(20).message
+    with monkeypatch.context() as clock:
+        clock.setattr(time, "monotonic", lambda: later)
+        assert comparer.now.message == "" and comparer.now.done == 6
+    trainer.errors["draw"] = BadFile("it is gone; save again")
+    comparer.start("rex", grid(tmp_path), FILES)
+    assert "it is gone" in comparer.wait(20).message
+    monkeypatch.setattr(time, "monotonic", lambda: later + 99)
+    assert "it is gone" in comparer.now.message

@@ -86,3 +86,21 @@ def test_words_of_a_network_are_read_with_it(tiny_model: DiffusersModel, tmp_pat
     with tiny_model.extra_tokens({"zwx": {TE1: vectors}}):
         (expected,) = draw(tiny_model, library, drawing(prompts[0], files=files))
     assert expected.tobytes() == pictures[1]
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_embeddings_of_files_are_read_under_their_words(
+    tiny_model: DiffusersModel, tmp_path: Path, ending: str
+) -> None:
+    from lib_lora.train.tokens import write_embedding
+
+    vectors, path = torch.randn(2, 32, generator=torch.Generator().manual_seed(4)), tmp_path / f"rex.{ending}"
+    write_embedding(path, {"clip_l": vectors}, {"name": "rex"})
+    library, prompts = NetworkLibrary([tmp_path]), ("a zwx", "a rex", "a dog")
+    plain = [picture.tobytes() for picture in draw(tiny_model, library, drawing(*prompts))]
+    words = {"zwx": path, "rex": path}
+    found = [picture.tobytes() for picture in draw(tiny_model, library, drawing(*prompts, words=words))]
+    assert found[0] != plain[0] and found[0] == found[1] and found[2] == plain[2]
+    with tiny_model.extra_tokens({"zwx": {TE1: vectors}}):
+        (expected,) = draw(tiny_model, library, drawing("a zwx"))
+    assert expected.tobytes() == found[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lib_lora.ui.live import Panel, Request, mark_of
+from lib_lora.ui.live import Panel, Request, act, mark_of
 
 
 def said(**facts: Any) -> str:
@@ -58,3 +58,11 @@ def test_regions_travel_inert_and_come_with_places() -> None:
     assert event["queue"] is False
     assert event["api_name"] in (False, None) or event["api_visibility"] == "private"
     assert "lorakit.request('x')" in (event.get("js") or event.get("_js"))
+
+
+def test_what_is_told_twice_is_sent_twice() -> None:
+    """The page takes messages back after a while, and gradio sends nothing that is as it was."""
+    first, second = (act({"do": "pause"}, {"pause": lambda do: "Pausing."}) for _ in range(2))
+    assert "Pausing." in first and mark_of(first) != mark_of(second)
+    assert act({"do": "quiet"}, {"quiet": lambda do: ""}) == ""
+    assert "lk-bad" in act({"do": "nothing"}, {})

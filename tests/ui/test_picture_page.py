@@ -194,3 +194,18 @@ def test_two_pictures_put_aside_at_once_both_come_back(
     page.put_back(str(folder))
     page.put_back(str(folder))
     assert sorted(path.name for path in folder.glob("*.png")) == ["0.png", "1.png", "2.png"]
+
+
+def test_captions_are_uploaded_with_their_pictures(page: Pictures, sent: Any) -> None:
+    picture = sent("a.png")
+    text = Path(getattr(picture, "name", picture)).with_name("a.txt")
+    text.write_text("a dog")
+    made, told = page.upload([picture, str(text)], "")
+    assert (Path(made) / "a.txt").read_text() == "a dog"
+    assert "Pictures saved:" in told and "Captions saved:" in told and "lk-bad" not in told
+    (Path(made) / "a.txt").unlink()
+    again, told = page.upload([str(text)], made)
+    assert again == made and "Captions saved:" in told and "Pictures saved:" not in told
+    alone, told = page.upload([str(text)], "")
+    assert alone == "" and "no picture of this name" in told
+    assert [path.name for path in Path(made).parent.iterdir()] == [Path(made).name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,18 @@ def test_building_asks_the_trainer_nothing(tmp_path: Path) -> None:
     config = json.dumps(blocks.get_config_file(), default=str)
     for id in ("lorakit_progress", "lorakit_samples", "lorakit_log", "lorakit_queue", "lorakit_look"):
         assert f'id=\\"{id}\\"' in config
+
+
+def test_a_run_that_the_next_one_has_followed_is_told_when_asked_for(tmp_path: Path) -> None:
+    run = fake_trainer.finished_run(tmp_path, "max-1", message="it's <b>over")
+    trainer = fake_trainer.FakeTrainer(tmp_path, now=fake_trainer.running(), known=[run])
+    part = Running(trainer)
+
+    def ended(view: dict[str, Any]) -> list[Any]:
+        html = part.answer(Request(view=view))["progress"]
+        return [json.loads(unescape(found)) for found in re.findall(r'data-ended="([^"]*)"', html)]
+
+    told = {"id": "max-1", "name": "max", "state": "finished", "step": 600, "doing": "it's <b>over"}
+    assert ended({"watched": "max-1"}) == [told]
+    for view in ({}, {"watched": "rex-1"}, {"watched": "gone"}, {"watched": ["max-1"]}, {"watched": ""}):
+        assert ended(view) == []

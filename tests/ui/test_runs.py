@@ -148,3 +148,24 @@ def test_page_builds_without_asking(tmp_path: Path) -> None:
         runs.add(trainer, form)
     config = json.dumps(blocks.get_config_file(), default=str)
     assert trainer.calls == [] and "lorakit_runs_refresh" in config and "lorakit_repeat_refresh" in config
+
+
+def test_the_run_in_hand_is_listed_as_it_is_shown_above(tmp_path: Path) -> None:
+    """Its folder says "queued" until its pictures are ready."""
+    queued = finished_run(tmp_path, "rex-1", state="queued", step=0, steps=400, loss=None)
+    trainer = FakeTrainer(tmp_path, known=[queued, finished_run(tmp_path, "max-1", state="queued")])
+    trainer.now = TrainStatus("running", "rex-1", "rex", step=7, total=400, loss=0.25, waiting=("max-1",))
+    rows = re.findall(r"<tr data-key=.*?</tr>", Runs(trainer).answer(Request())["runs"])
+    assert "Training" in text(rows[0]) and "7 of 400 0.2500" in text(rows[0]) and "Waiting" in text(rows[1])
+
+
+def test_where_others_reach_the_page_folders_are_not_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path, data__folder=str(tmp_path / "pictures"))
+    trainer = trainer_with(tmp_path, run)
+    part, view = Runs(trainer), Request(view={"open": "rex"})
+    assert part.answer(view)["detail"].count(str(tmp_path)) > 5
+    trainer.exposed = True
+    detail = part.answer(view)["detail"]
+    assert str(tmp_path) not in detail and "networks/rex.safetensors" in detail and ">pictures<" in detail
+    (run.folder / "job.toml").write_text("[nonsense]")
+    assert str(tmp_path) not in part.answer(view)["detail"]
