@@ -175,7 +175,7 @@ class Captions:
         """Undo the last operation; a message as HTML. Raises LoraError."""
         done = undo(self.folder(text))
         left = f" {word('Changed since and left alone:')} {escape(', '.join(done.left[:10]))}" if done.left else ""
-        return said("Taken back, files:", done.files, f"{escape(done.what)}.{left}")
+        return said("Taken back, files:", done.files, f"({word(done.what)}).{left}")
 
     def describe(self, text: str, name: str, mode: str, options: tuple[str, bool]) -> None:
         """Let a captioner write captions in the background; `options`: what each begins with, may it download.

@@ -262,7 +262,8 @@ class _Deeds:
         try:
             view = self.page.view(Wish(text, int(page), tag or "", stays or ""), saved)
         except LoraError as error:
-            view, told = View(), told or ("" if quiet else html.message(str(error), True))
+            view = View(status=f'<p class="lk-note">{html_captions.NO_FOLDER}</p>')  # the pictures' part says why
+            told = told or ("" if quiet else html.message(str(error), True))
         if turn.number != ticket and not saved:  # the page asks for something newer already
             return [gr.update() for _ in range(12)]
         return [

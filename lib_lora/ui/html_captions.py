@@ -21,6 +21,8 @@ TAGS = 60  # shown at first
 SAMPLES = 5  # of a preview
 _STATES = {"finished": "Finished.", "stopped": "Stopped.", "failed": "It failed:"}
 
+NO_FOLDER = "There are no captions to show: the folder above cannot be used."
+
 
 def mark(text: str) -> str:
     """A short name for a text, by which the server knows what a page had shown."""

@@ -30,9 +30,13 @@ def thumbnail(look: Look | None, name: str) -> str:
     )
 
 
-def press(label: str, target: str, value: str, title: str = "", more: str = "") -> str:
-    """A button that sends `value` through the hidden textbox and button `target` (javascript/lorakit_captions.js)."""
+def press(label: str, target: str, value: str, title: str = "", more: str = "", described_by: str = "") -> str:
+    """A button that sends `value` through the hidden textbox and button `target` (javascript/lorakit_captions.js).
+
+    `described_by`: the id of what tells it from others of the same label.
+    """
     said = f' title="{escape(title)}"' if title else ""
+    said += f' aria-describedby="{described_by}"' if described_by else ""
     does = f'data-lk-press="{target}" data-lk-value="{escape(value)}"'
     return f'<button type="button" class="lk-button {more}" {does}{said}>{escape(label)}</button>'
 
@@ -135,16 +139,13 @@ def _card(picture: Picture, root: Path) -> str:
     )
     size = f"{header.size[0]} × {header.size[1]}" if not header.broken else ""
     caption = escape(picture.caption.split("\n")[0]) if picture.caption else '<i class="lk-soft">No caption</i>'
-    away = press(
-        "Remove",
-        "lorakit_remove",
-        picture.path.relative_to(root).as_posix(),
-        "Puts the picture aside; it can be brought back.",
-        "lk-small",
-    )
+    inside = picture.path.relative_to(root).as_posix()
+    label = f"lk-picture-{hashlib.sha1(inside.encode('utf-8', 'replace')).hexdigest()[:12]}"
+    tells = "Puts the picture aside; it can be brought back."
+    away = press("Remove", "lorakit_remove", inside, tells, "lk-small", described_by=label)
     return (
         f'<li class="lk-picture">{thumbnail(picture.look, name)}'
-        f'<div class="lk-name notranslate" title="{escape(name)}">{escape(name)}</div>'
+        f'<div class="lk-name notranslate" id="{label}" title="{escape(name)}">{escape(name)}</div>'
         f'<div class="lk-line"><span class="lk-soft lk-number">{size}</span>{away}</div>'
         f'<div class="lk-caption" title="{escape(picture.caption)}">{caption}</div>'
         f'<div class="lk-badges">{badges}</div></li>'

@@ -29,6 +29,7 @@ NOTES = {
 }
 RESUMED = ("paused", "failed", "cancelled", "interrupted")
 LOGGED = 200  # lines
+TRAINING = "training"  # what is being done, from the beginning of the first step on
 
 
 def progress(status: TrainStatus, ended: RunFacts | None = None) -> str:
@@ -39,7 +40,7 @@ def progress(status: TrainStatus, ended: RunFacts | None = None) -> str:
     share = 1.0 if status.state == "finished" else status.step / status.total if status.total else 0.0
     share = max(min(share, 1.0), 0.0)
     state = status.state if status.state in WORDS else "idle"
-    preparing = state == "running" and not status.step
+    preparing = state == "running" and not status.step and status.doing != TRAINING
     facts = {
         "state": state, "id": status.id, "name": status.name, "step": status.step, "total": status.total,
         "percent": int(share * 100), "left": time_words(status.eta_s), "doing": status.doing,

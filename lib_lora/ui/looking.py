@@ -85,6 +85,8 @@ def _cell(grid: Grid, run: str, place: int) -> Shown | None:
     if place >= len(cells):
         return None
     cell = cells[place]
-    before = {"run": run, "grid": grid.name, "cell": place - 1} if place else None
-    after = {"run": run, "grid": grid.name, "cell": place + 1} if place + 1 < len(cells) else None
+    shown = sorted(range(len(cells)), key=lambda i: (cells[i].table, cells[i].row, cells[i].column))  # as in the table
+    at = shown.index(place)
+    before = {"run": run, "grid": grid.name, "cell": shown[at - 1]} if at else None
+    after = {"run": run, "grid": grid.name, "cell": shown[at + 1]} if at + 1 < len(shown) else None
     return Shown(grid.picture(cell), grid.title(cell), cell.prompt, before, after)

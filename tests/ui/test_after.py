@@ -14,6 +14,7 @@ from PIL import Image
 from lib_lora.errors import BadConfig
 from lib_lora.train import choose, compare
 from lib_lora.ui import after
+from lib_lora.ui import looking
 from lib_lora.ui.after import After
 from lib_lora.ui.live import Request
 from lib_lora.ui.running import Running
@@ -96,6 +97,23 @@ def test_compare_draws_the_checked_ones(part: After, run: RunFacts) -> None:
     assert (shown.seed, shown.steps, shown.cfg) == (3, 4, 5.5)
     trainer: Any = part.trainer
     assert trainer.named("draw")[0][5] == {"lorakit-0": run.saved[100]}  # type: ignore[index]
+
+
+def test_large_pictures_follow_the_table(part: After, run: RunFacts) -> None:
+    do(part, "compare")
+    part.comparer.wait(20)
+    grid = compare.Grid.open(run.folder, "001")
+    cells, look, seen = grid.cells(), {"run": run.id, "grid": "001", "cell": 0}, []
+    while True:
+        shown = looking.find(part.trainer, look)
+        assert shown is not None
+        seen.append(cells[look["cell"]])
+        if shown.after is None:
+            break
+        back = looking.find(part.trainer, shown.after)
+        assert back is not None and back.before == look
+        look = dict(shown.after)
+    assert [(one.table, one.row, one.column) for one in seen] == sorted((c.table, c.row, c.column) for c in cells)
 
 
 def test_progress_is_shown_while_it_draws(part: After) -> None:

@@ -99,6 +99,11 @@ def test_errors_are_told_and_the_captions_still_shown(deeds: _Deeds, folder: Pat
     assert "1 GB" in deeds.write(*seen(folder), "Fake (tags)", "replace", "", False)[-1]
 
 
+def test_a_folder_that_cannot_be_used_has_no_captions_to_show(deeds: _Deeds, tmp_path: Path) -> None:
+    found = deeds.follow(*seen(tmp_path / "nowhere"))
+    assert "no captions to show" in found[0]
+
+
 def test_opening_says_what_captioners_need(deeds: _Deeds, folder: Path) -> None:
     *_, needs, _, names = deeds.open(*seen(folder))
     assert "1 GB" in needs and names["choices"] == ["Fake (tags)"]

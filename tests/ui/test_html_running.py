@@ -47,6 +47,8 @@ def test_preparing_shows_no_share() -> None:
     html = progress(TrainStatus("running", "a", "rex", "making pictures ready: 3 of 12"))
     assert "Preparing" in html and "lk-preparing" in html and "making pictures ready: 3 of 12" in html
     assert 'aria-valuenow="0"' in html
+    first = progress(TrainStatus("running", "a", "rex", "training"))  # the first step takes its time
+    assert "Preparing" not in first and "Training" in first
 
 
 @pytest.mark.parametrize(

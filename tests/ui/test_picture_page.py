@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(html: str) -> list[str]:
-    return re.findall(r'<div class="lk-name[^"]*" title="([^"]*)"', html)
+    return re.findall(r'<div class="lk-name[^"]*" id="[^"]*" title="([^"]*)"', html)
 
 
 def test_a_folder_is_shown_with_counts(page: Pictures, folder: Path) -> None:
@@ -115,6 +115,12 @@ def test_errors_are_told_in_place(page: Pictures, trainer: FakeTrainer, tmp_path
     for act in (lambda: page.remove(str(folder), "0.png"), lambda: page.put_back(str(folder))):
         with pytest.raises(BadConfig, match="outside"):
             act()
+
+
+def test_each_remove_button_says_which_picture_it_is_of(page: Pictures, folder: Path) -> None:
+    html = page.view(str(folder)).grid
+    ids = re.findall(r'class="lk-name[^"]*" id="([^"]*)"', html)
+    assert len(set(ids)) == len(ids) > 1 and re.findall(r'aria-describedby="([^"]*)"', html) == ids
 
 
 def test_removing_and_bringing_back(page: Pictures, folder: Path) -> None:
