@@ -50,6 +50,7 @@ from lib_lora.ui.live import Request
 from lib_lora.ui.thumbs import Thumbs
 from lib_lora.ui.trainer import BaseFacts, RunFacts, TrainStatus
 from tests.ui import fake_trainer
+from tests.ui.every_error import ERRORS
 from tests.ui.real_runs import make_run, trainer_with
 from tests.ui.visible import MARK
 
@@ -57,88 +58,6 @@ NAME = f"rex{MARK}"
 PATH = Path(f"/{MARK}/{NAME}.png")
 PROMPT = f"photo{MARK} of{MARK} rex{MARK}"
 GB = 1 << 30
-# What goes wrong for somebody in the page, as it is said; errors for those who write files and commands stay English.
-ERRORS = (
-    "cancelled while it was paused; resume to go on",
-    "taken out of the queue",
-    "training ended unexpectedly; the console shows why",
-    "stopped at step 5 of 400; resume to go on (the state after step 5 is saved in '/x/y')",
-    "paused at step 5 of 400; resume to go on",
-    "training.steps = 'abc' is not accepted; give a whole number from 1 to 10000000",
-    "optimizer.lr = '-1' is not accepted; give a number from 0 to 10",
-    "data.resolution = 500 is not accepted; give a multiple of 64 from 64 to 2048",
-    "training.epochs = 0 is not accepted; give a whole number from 1 to 1000000 (or left out)",
-    "output.name = 'a' is not accepted; give a file name without / \\ : * ? \" < > |",
-    "output.name = 'a' is not accepted; give a name of at most 200 bytes",
-    "the page was loaded anew; draw again",
-    "'/x/y' cannot be written: 'No space left on device'; free some space",
-    "preferred weight = 'x' is not accepted; give a number from -10 to 10, e.g. 0.8",
-    "strength 'x' is not accepted; write numbers with commas, e.g. 0.6, 0.8, 1",
-    "'x' is being trained; pause it or wait, then compare",
-    "the prompt 'x' does not say 'y' or 'z': all its pictures would be the same; add it",
-    "of 3 captions nothing would be left, 'x' first, and what a table says would count again; take them out of that "
-    "table, or leave a word",
-    "there are 500 folders of pictures in 'x'; delete some of them first",
-    "run 'x' has no state to go on from, or is not over; repeat it with more steps",
-    "'More steps' takes a whole number from 1 to 10000000; 'x' is none",
-    "'x' is no embedding; choose another step, or train again",
-    "'seed' takes a number from 0 to 10; 'x' is none",
-    "a comparison is being drawn; wait for it or stop it",
-    "that picture is gone; load the page again",
-    "'x' is no network of this run any more; load the page again",
-    "'x' is being trained; wait for it, pause it or cancel it",
-    "'x' has no finished file yet; keep one of what it saved",
-    "step 200 is not among the saved networks any more; load the page again",
-    "a network is being trained; wait for it or pause it, then press Write again",
-    "every picture has a caption; choose to add to them, or to replace them",
-    "several concepts are chosen, but there is none; add one, or choose another kind above",
-    "concept 2 has neither folder nor trigger; fill it in or remove it",
-    "run 'x' waits or is being trained; cancel it first",
-    "the model is busy training; pause or cancel the training, or wait for its end",
-    "run 'x' is for the base 'y', 'z' is loaded; load that one and resume",
-    "output.folder = 'x' is not where this page keeps its runs; leave it out",
-    "output.name = 'x' is what run 'y' is called, which is not trained yet; choose another name",
-    "'x' is not in the folder any more; nothing was removed",
-    "there is no folder 'x'; check the name, or drop the pictures here",
-    "there is no folder 'x'; check the name",
-    "the folder of pictures is empty; type or paste its path",
-    "there is no folder 'x' on this machine; check the path",
-    "'x' is a file; give the folder that holds the pictures",
-    "data.folder = '' names no pictures; give the folder that holds them",
-    "data.folder = 'x' holds no usable picture; put .png, .jpg, .webp or .bmp files there",
-    "data.folder = 'x' is not a folder; give the folder that holds the pictures",
-    "'Put before' needs a text; write one",
-    "0 tags cannot be kept; give 1 or more",
-    "no change of captions in 'x' is left to take back",
-    "that would be 500 pictures, 400 are the most; choose fewer",
-    "nothing to compare: choose at least one network, a strength and a prompt",
-    "there is no run 'x'; choose one of the list",
-    "'x' exists already and is not this run's own; choose another output.name (now 'x'), or move that file away",
-    "run 'x' is being trained already; wait for it or cancel it",
-    "there is no picture 'x' any more; show the folder again",
-    "'x' is in the folder again; rename it, then bring the removed one back",
-    "preset 'x' comes with the program and stays as it is; choose another name",
-    "run 'x' is being trained; there is nothing to resume",
-    "run 'x' is finished; repeat it with more steps to train it further",
-    "run 'x' does not wait in the queue; choose one that does",
-    "nothing is paused and nothing waits; choose a run of the list to go on with",
-    "prior.weight = 1.0 needs the name of the class; set data.class_word or prior.prompt (concept 1), or "
-    "prior.weight = 0",
-    "the trigger 'x' names no new word, and method.name = 'pivotal_tuning' trains one; give a word that "
-    "means nothing yet, e.g. <mine>",
-    "the job is empty; paste the content of a .toml file",
-    "a field of numbers is empty or no number; fill it in",
-    "the page asked for something unknown; load it again",
-    "cannot train on this checkpoint: it is SDXL's refiner; train on the base model, whose networks the "
-    "refiner does not need",
-    "base.checkpoint = 'x' is not the loaded model, 'y'; leave it empty, or start with --checkpoint",
-    "data.folder = 'x' is outside of the webui's data folder, and this webui is open to others (--listen, --share or "
-    "--hide-ui-dir-config); use a folder in there",
-    "the comparison ended unexpectedly; the console shows why",
-    "it ended with an error; the console shows where",
-    "Preset 'x' comes with the program and stays.",
-    "There is no preset 'x' of yours.",
-)
 
 
 def running(folder: Path) -> Iterator[str]:
