@@ -13,8 +13,7 @@ from PIL import Image
 
 from lib_lora.errors import BadConfig
 from lib_lora.train import choose, compare
-from lib_lora.ui import after
-from lib_lora.ui import looking
+from lib_lora.ui import after, looking
 from lib_lora.ui.after import After
 from lib_lora.ui.live import Request
 from lib_lora.ui.running import Running
