@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lib_lora.errors import WrongBaseModel
 from lib_lora.files.background import Background
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from lib_lora.ui.local_trainer import LocalTrainer
 
 log = logging.getLogger(__name__)
+
+
+class Kit(Protocol):
+    """What the Train tab and training by HTTP are made from."""
+
+    webui: Webui
+
+    @property
+    def trainer(self) -> LocalTrainer:
+        """Who trains."""
 
 
 class Lorakit:
@@ -127,12 +137,13 @@ class Lorakit:
 
 def register() -> type | None:
     """Register our callbacks; returns the class of the script, or None where the host is not one we know."""
-    kind = detect()
+    kind, webui = detect(), Webui()
+    if kind == FORGE:
+        from lib_lora.host import forge
+
+        return forge.register(webui)
     if kind != WEBUI:
-        if kind == FORGE:
-            log.warning("sd-webui-lorakit does not know Forge yet; Forge's own Lora extension goes on as before")
         return None
-    webui = Webui()
     kit = Lorakit(webui)
     callbacks = webui.script_callbacks
     callbacks.on_before_ui(kit.before_ui)
@@ -141,11 +152,11 @@ def register() -> type | None:
     callbacks.on_cfg_denoiser(kit.tag.step)
     callbacks.on_infotext_pasted(kit.pasted)
     callbacks.on_script_unloaded(kit.unload)
-    callbacks.on_ui_tabs(lambda: _tab(kit))
+    callbacks.on_ui_tabs(lambda: train_tab(kit))
     return _script_class(kit)
 
 
-def training_api(app: Any, kit: Lorakit) -> None:
+def training_api(app: Any, kit: Kit) -> None:
     """Training by HTTP, where the webui has its own API (--api, --nowebui), behind the same password."""
     route = next((route for route in app.routes if getattr(route, "path", "") == "/sdapi/v1/sd-models"), None)
     if route is not None:
@@ -154,7 +165,7 @@ def training_api(app: Any, kit: Lorakit) -> None:
         add_api(app, kit.trainer, list(getattr(route, "dependencies", ())))
 
 
-def _tab(kit: Lorakit) -> list[tuple[Any, str, str]]:
+def train_tab(kit: Kit) -> list[tuple[Any, str, str]]:
     """The Train tab, as the webui wants it: (blocks, title, element id)."""
     from lib_lora.host.captioners import captioners
     from lib_lora.ui.tab import build

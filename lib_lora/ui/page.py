@@ -10,6 +10,7 @@ from typing import Any
 from lib_lora.ui import generate_tab, tab
 from lib_lora.ui.compat import api_argument, js_argument, page_script, page_style
 from lib_lora.ui.generate_tab import GenerateService
+from lib_lora.ui.own_origin import OwnOriginOnly
 from lib_lora.ui.this_machine import ThisMachineOnly
 from lib_lora.ui.trainer import Trainer
 
@@ -45,7 +46,8 @@ def launch(page: Any, address: str, port: int, block: bool, then: Callable[[Any]
     from starlette.middleware import Middleware
 
     options: dict[str, Any] = {"server_name": address, "server_port": port, "share": False, "inbrowser": False}
-    options["app_kwargs"] = {"middleware": [Middleware(ThisMachineOnly)]}  # gradio 3 lets pages of any site ask
+    # gradio 3 lets pages of any site ask; its pages and gradio 4's load a script from elsewhere
+    options["app_kwargs"] = {"middleware": [Middleware(ThisMachineOnly), Middleware(OwnOriginOnly)]}
     options |= page.lorakit_looks
     known = inspect.signature(page.launch).parameters
     if "show_api" in known:

@@ -25,9 +25,10 @@ def preload(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return runpy.run_path(str(PRELOAD))["preload"]
 
 
-def test_the_built_ins_own_hook_runs_even_where_it_is_disabled(preload: Any, tmp_path: Path) -> None:
-    (tmp_path / "extensions-builtin" / "Lora").mkdir(parents=True)
-    (tmp_path / "extensions-builtin" / "Lora" / "preload.py").touch()
+@pytest.mark.parametrize("name", ["Lora", "sd_forge_lora"])
+def test_the_built_ins_own_hook_runs_even_where_it_is_disabled(preload: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / "extensions-builtin" / name).mkdir(parents=True)
+    (tmp_path / "extensions-builtin" / name / "preload.py").touch()
     parser = argparse.ArgumentParser()
     preload(parser)
     assert not hasattr(parser.parse_args([]), "lora_dir")

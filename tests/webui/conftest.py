@@ -3,6 +3,9 @@
 `LORAKIT_WEBUI` is the webui's folder, `LORAKIT_WEBUI_PYTHON` its Python. `LORAKIT_WEBUI_CHECKPOINT` is an SD1
 checkpoint to use in place of the shipped miniature; a .yaml beside it is used as well. `LORAKIT_NEIGHBOURS` are folders
 of other extensions to load beside ours, divided as in PATH.
+
+For Forge: `LORAKIT_FORGE`, `LORAKIT_FORGE_PYTHON` and, as it recognises no smaller model, `LORAKIT_FORGE_CHECKPOINT`, a
+checkpoint of SD 1.x in full size.
 """
 
 from __future__ import annotations
@@ -193,18 +196,44 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
         folder = data / "models" / "Stable-diffusion"
         folder.mkdir(parents=True)
         checkpoint = Path(given) if given else place.export(folder)
-        (data / "extensions" / "probe" / "scripts").mkdir(parents=True)
-        shutil.copy(Path(__file__).with_name("probe.py"), data / "extensions" / "probe" / "scripts" / "probe.py")
-        present = {} if setup.ours is None else {ROOT.name: ROOT}
-        for name, place_of in {**present, **setup.extensions}.items():
-            (data / "extensions" / name).symlink_to(place_of)
-        off = [*setup.off, *([] if setup.ours else [ROOT.name])]
-        (data / "config.json").write_text(json.dumps({"disabled_extensions": off}), encoding="utf-8")
-        write_loud(checkpoint, data / "models" / "Lora" / "loud.safetensors")
+        furnish(data, setup, checkpoint)
         python = os.environ.get("LORAKIT_WEBUI_PYTHON", sys.executable)
         return serving(Path(webui), python, data, ["--ckpt", str(checkpoint), *setup.arguments])
 
     return begin
+
+
+@pytest.fixture(scope="session")
+def start_forge(tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """`start_forge(Setup(...))`: the same with Forge, on the CPU."""
+    folder, checkpoint = os.environ.get("LORAKIT_FORGE"), os.environ.get("LORAKIT_FORGE_CHECKPOINT")
+    if not folder or not checkpoint:
+        pytest.skip(
+            "LORAKIT_FORGE or LORAKIT_FORGE_CHECKPOINT is not set: give the folder of a Forge of August 2024 or later, "
+            "and a checkpoint of SD 1.x in full size"
+        )
+
+    def begin(setup: Setup) -> AbstractContextManager[Server]:
+        data = tmp_path_factory.mktemp("forge")
+        (data / "models" / "Stable-diffusion").mkdir(parents=True)
+        furnish(data, setup, Path(checkpoint))
+        python = os.environ.get("LORAKIT_FORGE_PYTHON", sys.executable)
+        own = ("--always-cpu", "--gradio-allowed-path", folder)  # its own scripts are files of its page
+        return serving(Path(folder), python, data, [*own, "--ckpt", checkpoint, *setup.arguments])
+
+    return begin
+
+
+def furnish(data: Path, setup: Setup, checkpoint: Path) -> None:
+    """The extensions of a data folder, its settings and the network `loud`."""
+    (data / "extensions" / "probe" / "scripts").mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("probe.py"), data / "extensions" / "probe" / "scripts" / "probe.py")
+    present = {} if setup.ours is None else {ROOT.name: ROOT}
+    for name, place_of in {**present, **setup.extensions}.items():
+        (data / "extensions" / name).symlink_to(place_of)
+    off = [*setup.off, *([] if setup.ours else [ROOT.name])]
+    (data / "config.json").write_text(json.dumps({"disabled_extensions": off}), encoding="utf-8")
+    write_loud(checkpoint, data / "models" / "Lora" / "loud.safetensors")
 
 
 def write_loud(checkpoint: Path, path: Path) -> None:
