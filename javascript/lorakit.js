@@ -3,9 +3,10 @@
 (function () {
     if (window.lorakit) return;
     const RUNNING_MS = 1500, IDLE_MS = 6000, ASIDE_MS = 3000, ASIDE_IDLE_MS = 15000, HIDDEN_MS = 10000, PROBE_MS = 3000;
-    const OTHERS_MS = 30000, SETTLED_MS = 4000, ANSWER_MS = 6000, GIVE_UP_MS = 60000, ASK_MS = 5000, TICK_MS = 500, QUICK_MS = 60;
+    const OTHERS_MS = 30000, SETTLED_MS = 4000, ANSWER_MS = 6000, GIVE_UP_MS = 60000, ASK_MS = 5000, TICK_MS = 500;
+    const QUICK_MS = 60, STARTING_MS = 10000;
     const panels = {};
-    let lost = false, probing = false, probed = 0, quick = null, rev = "";
+    let lost = false, probing = false, probed = 0, quick = null, rev = "", starts = 0;
 
     function panel(name) {
         if (!panels[name]) {
@@ -102,12 +103,13 @@
             if (now - one.sent > GIVE_UP_MS) one.waiting = false;
             return;
         }
-        const running = window.lorakitBusy || (progress && progress.dataset.state === "running");
+        if (window.lorakitBusy) starts = now + STARTING_MS; // the answer may be of before the start: ask on
+        window.lorakitBusy = false;
+        const running = now < starts || (progress && progress.dataset.state === "running");
         const seen = progress && progress.offsetParent !== null;
         let pause = running ? (seen ? RUNNING_MS : ASIDE_MS) : (seen ? IDLE_MS : ASIDE_IDLE_MS);
         if (document.hidden) pause = Math.max(pause, HIDDEN_MS);
         if (now - one.sent < pause) return;
-        window.lorakitBusy = false;
         ask("running");
     }
 
@@ -289,6 +291,9 @@
         if (button.dataset.to) {
             const place = document.getElementById(button.dataset.to);
             if (place) place.scrollIntoView({block: "start"});
+            const all = place ? Array.from(place.querySelectorAll("input:checked, textarea, button")) : [];
+            const first = all.find((one) => one.offsetParent !== null && !one.disabled);
+            if (first) first.focus({preventScroll: true}); // whoever uses keys goes on from there
         }
     }
 

@@ -3,8 +3,9 @@
 (function () {
     if (window.lorakitForm) return;
     const TICK_MS = 300, SETTLE_MS = 600, IDLE_MS = 10000, AGAIN_MS = 8000;
+    const ANSWERED_MS = 1500, TYPED = "textarea, select, input:not([type=radio]):not([type=checkbox]):not([type=range])";
     const early = new Map(); // what was typed before the server said what was remembered: by element, its value
-    let state = null, text = "", hints = {}, hintsText = "", told = "";
+    let state = null, text = "", hints = {}, hintsText = "", told = "", again = 0;
     let asked = 0, lookAt = 0, looked = 0;
 
     const byId = id => document.getElementById(id);
@@ -149,14 +150,15 @@
     }
 
     // A message that is about a field has its name with it. The mark stands beside the text, in the same element.
+    // Whoever is typing meanwhile is left where they are.
     function readMessages() {
-        const marks = all("#lorakit_form [data-lk-field]").map(one => one.dataset.lkField + one.parentElement.textContent);
-        const now = marks.join("\n");
-        if (now === told) return;
-        const fresh = all("#lorakit_form [data-lk-field]").find(
-            one => !told.includes(one.dataset.lkField + one.parentElement.textContent));
-        told = now;
-        if (fresh) window.lorakitFind.goTo(fresh.dataset.lkField);
+        const marks = all("#lorakit_form [data-lk-field]");
+        const said = one => one.dataset.lkField + one.parentElement.textContent;
+        const same = again && Date.now() > again; // Train was pressed, and what it says may be what it said before
+        const fresh = marks.find(one => !told.includes(said(one)) || (same && one.closest("#lorakit_message")));
+        told = marks.map(said).join("\n");
+        if (same) again = 0;
+        if (fresh && !document.activeElement.matches(TYPED)) window.lorakitFind.goTo(fresh.dataset.lkField);
     }
 
     // ---- what people do
@@ -174,10 +176,7 @@
             write();
         } else if (field.closest("#lorakit_form, #lorakit_folder")) {
             const own = field.closest("#lorakit_form_state, #lorakit_form_hints, #lorakit_toml");
-            if (!own) {
-                told = "";
-                soon();
-            }
+            if (!own) soon();
         }
     }
 
@@ -185,7 +184,7 @@
         const button = event.target.closest("button, label");
         if (!button || !button.closest("#lorakit_form")) return;
         const data = button.dataset;
-        if (button.id === "lorakit_start" || button.id === "lorakit_queue") told = "";
+        if (button.id === "lorakit_start" || button.id === "lorakit_queue") again = Date.now() + ANSWERED_MS;
         if (data.lkPut) put(data.lkPut, data.value);
         if (data.lkGo) window.lorakitFind.focus(byId(data.lkGo));
         if (data.lkSave) save(data.lkSave);
@@ -216,7 +215,8 @@
     }
 
     function save(id) {
-        const name = (box("lorakit_name") || {}).value || "job", link = document.createElement("a");
+        const said = (box("lorakit_name") || {}).value || "", link = document.createElement("a");
+        const name = said.replace(/[^\p{L}\p{N}._-]/gu, "-").replace(/^[.-]+|[.-]+$/g, "") || "job"; // as the commands say it
         link.href = URL.createObjectURL(new Blob([box(id).value], {type: "application/toml"}));
         link.download = name + ".toml";
         link.click();
@@ -228,6 +228,11 @@
         if (!file) return;
         file.text().then(content => put(field.dataset.lkLoad, content));
         field.value = "";
+    }
+
+    function naming() { // somebody emptied the name to type another: what is proposed would stand before it
+        const name = box("lorakit_name");
+        return !!name && name === document.activeElement && !name.value.trim();
     }
 
     function tick() {
@@ -242,7 +247,7 @@
                 asked = now;
                 press("lorakit_form_restore");
             }
-        } else if ((lookAt && now >= lookAt) || now - looked > IDLE_MS) {
+        } else if (!naming() && ((lookAt && now >= lookAt) || now - looked > IDLE_MS)) {
             lookAt = 0;
             looked = now;
             press("lorakit_form_look");

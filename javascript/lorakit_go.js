@@ -2,6 +2,7 @@
 (function () {
     if (window.lorakitGo) return;
     window.lorakitGo = true;
+    const SHOWN_MS = 1000;
     const PROMPTS = ["#txt2img_prompt textarea", "#lorakit_prompt textarea"];
 
     function tabOf(field) { // the button of the tab that a field lies in
@@ -34,7 +35,12 @@
         }
         const tab = tabOf(field);
         if (tab) tab.click();
+        focus(field, Date.now() + SHOWN_MS);
+    }
+
+    function focus(field, until) { // a tab shows its fields a moment after it was chosen
         field.focus();
+        if (document.activeElement !== field && Date.now() < until) setTimeout(() => focus(field, until), 30);
     }
 
     async function copy(button) {

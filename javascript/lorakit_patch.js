@@ -43,5 +43,21 @@
         });
     }
 
-    window.lorakitPatch = children;
+    function buttons(view) {
+        return Array.from(view.querySelectorAll("button:not([disabled])"));
+    }
+
+    // The same for a whole view. What has the focus and goes, or can no longer be pressed, gives it to one beside it.
+    function patchView(view, was, now) {
+        const held = view.contains(document.activeElement) ? document.activeElement : null;
+        const place = held ? buttons(view).indexOf(held) : -1;
+        children(view, was, now);
+        if (!held || (held.isConnected && !held.disabled)) return;
+        const left = buttons(view), near = left.find((one) => one.parentElement === held.parentElement);
+        const next = near || left[Math.max(0, Math.min(place, left.length - 1))] || view;
+        if (next === view) view.tabIndex = -1;
+        next.focus({preventScroll: true});
+    }
+
+    window.lorakitPatch = patchView;
 })();

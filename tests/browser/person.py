@@ -14,6 +14,14 @@ import pytest
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60.0  # seconds until something must be seen; the machine may be busy
 PRESSED = ("button", "summary", ".label-wrap")  # the last: titles of gradio 3's accordions
+TABS = 150  # stops between two places of a page, at most
+FOCUS = """
+const here = document.activeElement, [css, words] = arguments, within = here.closest(css);
+const look = getComputedStyle(here), box = here.getBoundingClientRect();
+const marked = look.outlineStyle !== "none" || look.boxShadow !== "none" || !here.closest(".lorakit");
+const inSight = box.bottom > 0 && box.top < innerHeight;
+return [Boolean(within) && (here.innerText || here.value || "").includes(words), marked && inSight];
+"""
 T = TypeVar("T")
 
 
@@ -83,6 +91,37 @@ class Person:
     def value(self, css: str) -> str:
         """What a text field holds."""
         return str(self.one(f"{css} textarea, {css} input").get_attribute("value"))
+
+    def keys(self, *typed: str) -> None:
+        """Press keys, wherever the focus is."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.driver).send_keys(*typed).perform()
+
+    def anew(self, text: str) -> None:
+        """Type in place of what the field in focus holds."""
+        from selenium.webdriver.common.keys import Keys
+
+        field = self.driver.switch_to.active_element
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(text)
+
+    def tab_to(self, css: str, words: str = "") -> Any:
+        """Press Tab until the focus is on an element (or on what is in it) that says these words; that element.
+
+        Fails if there is none, and if the focus cannot be seen somewhere on the way.
+        """
+        from selenium.webdriver.common.keys import Keys
+
+        for _ in range(TABS):
+            self.keys(Keys.TAB)
+            fits, seen = self.driver.execute_script(FOCUS, css, words)
+            assert seen, (
+                f"the focus cannot be seen on {self.driver.switch_to.active_element.get_attribute('outerHTML')}"
+            )
+            if fits:
+                return self.driver.switch_to.active_element
+        raise AssertionError(f"Tab does not reach {words!r} in {css}")
 
     def see(self, element: Any) -> None:
         """Scroll to it."""

@@ -20,7 +20,10 @@ class Form:
     def __init__(self) -> None:
         import gradio as gr
 
-        self.inputs = [gr.Textbox(label="Name", elem_id="lorakit_form"), gr.Textbox(label="Trigger")]
+        self.inputs = [
+            gr.Textbox(label="Name", elem_id="lorakit_form", interactive=True),
+            gr.Textbox(label="Trigger", interactive=True),
+        ]
 
     def fill(self, settings: Any) -> list[Any]:
         import gradio as gr

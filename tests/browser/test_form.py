@@ -187,6 +187,23 @@ def test_bad_input_is_told_and_gone_to(at: Person, page: Page) -> None:
     assert page.trainer.submitted[0]["optimizer.lr"] == 2e-4
 
 
+def test_a_message_that_stands_takes_nobody_away_from_typing(at: Person, page: Page) -> None:
+    advanced(at, "optimizer.lr")
+    at.fill("#lkf-optimizer-lr", "fast", whole=True)
+    at.press("Train")
+    at.until(lambda: at.driver.switch_to.active_element.get_attribute("id") == "lkf-optimizer-lr", "the field in focus")
+    field = at.one("#lorakit_class textarea, #lorakit_class input")
+    at.see(field)
+    field.click()
+    for letter in "dog":
+        at.driver.switch_to.active_element.send_keys(letter)
+        time.sleep(0.4)  # longer than the page takes to notice a message
+    assert held(at, "class") == "dog"
+    at.press("Train")  # the same message again is gone to again
+    at.until(lambda: at.driver.switch_to.active_element.get_attribute("id") == "lkf-optimizer-lr", "the field in focus")
+    assert page.trainer.submitted == []
+
+
 def test_what_was_typed_survives_a_reload(at: Person, page: Page) -> None:
     choose(at, "quality", "Thorough")
     at.until(lambda: held(at, "steps") == "1200", "twice the steps")
@@ -237,6 +254,21 @@ def test_choices_made_faster_than_they_are_answered(at: Person, monkeypatch: pyt
     assert kind.get_attribute("value") == "A single picture" and held(at, "word") == typed
 
 
+def test_a_name_that_was_emptied_stays_empty_until_it_is_left(at: Person) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    field = at.one("#lorakit_name textarea, #lorakit_name input")
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(Keys.BACKSPACE)
+    time.sleep(2)  # longer than it takes until the form is looked at
+    field.send_keys("by hand", Keys.TAB)
+    at.reads("#lorakit_name_check", "<lora:by hand:1>")
+    assert held(at, "name") == "by hand"
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(Keys.BACKSPACE, Keys.TAB)
+    at.until(lambda: held(at, "name") == held(at, "word"), "a name that is proposed again")
+
+
 def test_train_waits_for_what_is_remembered(at: Person, page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     load = FormMemory.load
     monkeypatch.setattr(FormMemory, "load", lambda memory: time.sleep(SLOW) or load(memory))
@@ -258,6 +290,7 @@ def test_several_concepts(at: Person, page: Page) -> None:
     at.see(at.all(".lkf-concept")[2])
     at.all(".lkf-concept")[2].find_element("css selector", "[data-lk=remove-concept]").click()
     at.until(lambda: len(at.all(".lkf-concept")) == 2, "two concepts")
+    assert at.driver.switch_to.active_element.text == "Add a concept"  # not nowhere
     at.press("Train")
     at.reads("#lorakit_message", "Training")
     assert [concept["trigger"] for concept in page.trainer.submitted[0]["concept"]] == [held(at, "word"), "zoruz"]

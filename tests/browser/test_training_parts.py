@@ -59,7 +59,7 @@ def at(stage: Stage, person: Person, run: RunFacts, root: Path) -> Person:
     person.width(1280, 1400)
     if not person.driver.current_url.startswith(stage.address):
         person.open(stage.address)
-    person.until(lambda: tab(person, "Train") or True, "the tab")
+    tab(person, "Train")
     person.driver.execute_script(AS_NEW)
     person.reads("#lorakit_progress", "Ready to train")
     return person
@@ -77,9 +77,16 @@ def happens(stage: Stage, at: Person, now: TrainStatus) -> None:
 
 
 def tab(at: Person, name: str) -> None:
-    """Choose a tab (gradio 6 keeps a second, hidden row of them)."""
-    found = at.driver.find_elements("css selector", ".tab-nav button, [role=tab]")
-    next(one for one in found if one.text.strip() == name and one.get_attribute("tabindex") != "-1").click()
+    """Choose a tab as soon as it is there (gradio 6 keeps a second, hidden row of them)."""
+
+    def choose() -> bool:
+        found = at.driver.find_elements("css selector", ".tab-nav button, [role=tab]")
+        named = [one for one in found if one.text.strip() == name and one.get_attribute("tabindex") != "-1"]
+        for one in named[:1]:
+            one.click()
+        return bool(named)
+
+    at.until(choose, f"the tab {name!r}")
 
 
 def script(person: Person, code: str, *arguments: Any) -> Any:
@@ -99,6 +106,42 @@ def test_buttons_do_what_they_say_and_cancel_asks(stage: Stage, at: Person, run:
     at.press("Press again to cancel")
     at.reads("#lorakit_progress", "Stopped")
     assert len(stage.trainer.named("cancel")) == 1
+
+
+def test_who_uses_keys_is_never_left_nowhere(stage: Stage, at: Person, run: RunFacts) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    def focused() -> str:
+        return str(script(at, "return document.activeElement.innerText"))
+
+    happens(stage, at, busy(run))
+    at.reads("#lorakit_progress", "120 of 400")
+    buttons = {one.text: one for one in at.all("#lorakit_progress button")}
+    buttons["Pause"].send_keys(Keys.ENTER)
+    at.until(lambda: focused() == "Resume", "the focus on what can be pressed now")
+    at.driver.switch_to.active_element.send_keys(Keys.SPACE)
+    at.until(lambda: focused() == "Pause", "the focus on what can be pressed now")
+    happens(stage, at, replace(stage.trainer.now, state="finished", step=400))
+    at.reads("#lorakit_progress", "Finished")
+    assert focused().startswith("Finished")  # no button is left
+    at.one("#lorakit_runs .lk-link").send_keys(Keys.ENTER)
+    at.reads("#lorakit_detail", "output.sample_prompts")
+    at.one("#lorakit_detail .lk-primary").send_keys(Keys.ENTER)
+    at.until(lambda: script(at, "return document.activeElement.closest('#lorakit_form') !== null"), "the form in focus")
+    at.one("#lorakit_after [data-go]").send_keys(Keys.ENTER)
+    in_prompt = "return document.activeElement.closest('#lorakit_prompt') !== null"
+    at.until(lambda: script(at, in_prompt), "the prompt in focus")
+
+
+def test_the_result_of_what_has_finished_is_shown(stage: Stage, at: Person, run: RunFacts) -> None:
+    stage.trainer.known = [replace(run, id="max-1", name="max"), run]
+    script(at, "window.lorakit.look('after', {run: arguments[0]}, true)", run.id)
+    at.reads("#lorakit_after", "Result rex")
+    happens(stage, at, busy(run))
+    at.reads("#lorakit_progress", "120 of 400")
+    at.reads("#lorakit_after", "Result rex")
+    happens(stage, at, replace(stage.trainer.now, state="finished", step=400))
+    at.reads("#lorakit_after", "Result max")
 
 
 def test_what_a_reader_does_survives_news(stage: Stage, at: Person, run: RunFacts) -> None:
@@ -211,7 +254,7 @@ def test_a_second_page_and_a_reload_see_the_same(stage: Stage, at: Person, run: 
     happens(stage, at, busy(run))
     at.reads("#lorakit_progress", "120 of 400")
     at.reload()
-    at.until(lambda: tab(at, "Train") or True, "the tab")
+    tab(at, "Train")
     at.reads("#lorakit_progress", "120 of 400")
     at.until(lambda: len(at.all("#lorakit_samples img")) == 4, "four pictures")
 
@@ -287,7 +330,7 @@ def test_runs_open_stay_open_and_fill_the_form(stage: Stage, at: Person, run: Ru
     at.one("#lorakit_runs .lk-link").click()
     at.reads("#lorakit_detail", "output.sample_prompts")
     at.reload()
-    at.until(lambda: tab(at, "Train") or True, "the tab")
+    tab(at, "Train")
     at.reads("#lorakit_detail", "output.sample_prompts")
     at.press("Repeat with changes")
     at.until(lambda: at.value("#lorakit_form") == "rex", "the form filled")

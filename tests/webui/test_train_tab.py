@@ -17,6 +17,8 @@ from tests.browser.person import Person, a_person
 
 pytestmark = [pytest.mark.webui, pytest.mark.browser]
 STEPS = 24
+KEY_STEPS = 8
+FOCUSED = "return (document.activeElement.closest('[id]') || {}).id"
 PROMPT = "a big sks toy on a red background"
 
 
@@ -135,7 +137,107 @@ def test_the_card_writes_the_tag(server: Any, person: Person) -> None:
     assert "sks toy" in person.value("#txt2img_prompt")
 
 
+def test_by_keys_alone(server: Any, person: Person, pictures: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    person.open(f"http://127.0.0.1:{server.port}")
+    person.tab_to("#tabs button", "Train LoRA")
+    person.keys(Keys.ENTER)
+    person.until(lambda: person.value("#lorakit_name"), "the form filled in")
+    person.tab_to("#lorakit_folder")
+    person.anew(str(pictures))
+    person.until(lambda: len(person.all("#lorakit_pictures_grid img")) == 6, "six pictures")
+    person.tab_to("#lorakit_captions", "Captions")
+    person.keys(Keys.SPACE)
+    person.until(lambda: len(person.all("#lorakit_caption_grid textarea")) == 6, "six captions")
+    person.tab_to("#lorakit_caption_grid")
+    person.anew("a sks toy by keys alone")
+    person.driver.switch_to.active_element.send_keys(Keys.CONTROL, "s")
+    person.until(lambda: "by keys alone" in "".join(p.read_text() for p in pictures.glob("*.txt")), "it written")
+    kept = "return document.activeElement.dataset.lkCaption"  # the grid came anew meanwhile
+    person.until(lambda: person.driver.execute_script(kept), "the focus where it was")
+    person.tab_to("#lorakit_name")
+    person.anew("by keys")
+    person.tab_to("#lorakit_steps input[type=number]")
+    person.anew(str(KEY_STEPS))
+    person.tab_to("#lorakit_start")
+    person.keys(Keys.ENTER)
+    person.until(lambda: status(server)["name"] == "by keys" and status(server)["step"] >= 1, "a step", 240)
+    person.tab_to("#lorakit_progress", "Pause")
+    person.keys(Keys.SPACE)
+    person.reads("#lorakit_progress", "Paused", 120)
+    person.until(lambda: person.driver.switch_to.active_element.text == "Resume", "the focus on what can be pressed")
+    shot(person, "keys")
+    person.keys(Keys.ENTER)
+    person.reads("#lorakit_progress", "Finished", 300)
+    person.reads("#lorakit_after", "<lora:by keys:1>")
+    person.tab_to("#lorakit_after", "Send the tag")
+    person.keys(Keys.ENTER)
+    person.until(lambda: person.driver.execute_script(FOCUSED) == "txt2img_prompt", "the prompt in focus")
+    person.until(lambda: "<lora:by keys:1>" in person.value("#txt2img_prompt"), "the tag")
+
+
+def test_two_windows_presets_and_job_files(server: Any, person: Person) -> None:
+    first, name = person.driver.current_window_handle, status(server)["name"]
+    person.press("Train LoRA", "#tabs")
+    person.driver.switch_to.new_window("window")
+    try:
+        person.width(1280)
+        person.open(f"http://127.0.0.1:{server.port}")
+        person.press("Train LoRA", "#tabs")
+        person.reads("#lorakit_progress", f"Finished {name}")
+        rank, form = "#lkf-network-rank", "#lorakit_form"
+        person.press("Advanced", form)
+        person.fill("#lorakit_find", "network.rank", whole=True)
+        person.fill(rank, "6", whole=True)
+        person.press("Presets and wizards", form)
+        person.fill("#lorakit_preset_name", "six")
+        person.press("Save preset", form)
+        person.reads("#lorakit_preset_message", "is saved")
+        person.press("Defaults", form)
+        person.reads("#lorakit_preset_message", "as at the beginning")
+        person.until(lambda: person.one(rank).get_attribute("value") == "16", "the usual rank")
+        person.press("Use preset", form)  # it is still the chosen one
+        person.until(lambda: person.one(rank).get_attribute("value") == "6", "the preset's rank")
+        person.press("Job file and server", form)
+        person.press("Show this form", form)
+        person.until(lambda: "rank = 6" in person.value("#lorakit_toml"), "the job")
+        person.fill("#lorakit_toml", "[data]\nfolder = 'x'\ntrigger = 'sks'\n[network]\nrank = 5\n")
+        person.press("Read into the form", form)
+        person.until(lambda: person.one(rank).get_attribute("value") == "5", "the job's rank")
+        person.press("Delete preset", form)
+        person.press("Yes", form)
+        person.reads("#lorakit_preset_message", "is deleted")
+        person.one("#lorakit_runs .lk-link").click()
+        person.press("Repeat with changes", "#lorakit_detail")
+        person.until(lambda: person.value("#lorakit_name") == name, "the run's settings")
+        person.press("Forget", "#lorakit_detail")
+        person.until(lambda: [b.click() for b in person.all("#lorakit_detail .lk-asked")], "the question")
+        person.until(lambda: name not in person.text("#lorakit_runs"), "the run gone")
+    finally:
+        person.driver.close()
+        person.driver.switch_to.window(first)
+    person.until(lambda: name not in person.text("#lorakit_runs"), "it gone here as well")
+
+
 def test_nothing_complains(server: Any, person: Person) -> None:
     assert server.faults() == []
     ours = [line for line in person.complaints() if "lorakit" in line.lower()]
     assert ours == []
+
+
+def test_where_others_can_look(start: Any, setup_class: Any, person: Person, pictures: Path) -> None:
+    with start(setup_class(arguments=["--hide-ui-dir-config"])) as server:
+        person.open(f"http://127.0.0.1:{server.port}")
+        person.press("Train LoRA")
+        person.fill("#lorakit_folder", str(pictures))
+        person.reads("#lorakit_pictures", "this webui is open to others")
+        person.press("Train", within="#lorakit_form")
+        person.reads("#lorakit_message", "this webui is open to others")
+        assert str(server.data) not in person.text("body")
+        shot(person, "open")
+        dropped = person.driver.find_element("css selector", "#lorakit_drop input[type=file]")
+        dropped.send_keys("\n".join(map(str, sorted(pictures.glob("*.png")))))
+        person.until(lambda: len(person.all("#lorakit_pictures_grid img")) == 6, "six pictures")
+        person.driver.get("about:blank")  # a page that asks would break the start of the next webui at this port
+    assert server.faults() == []
