@@ -3,7 +3,7 @@
 (function () {
     if (window.lorakit) return;
     const RUNNING_MS = 1500, IDLE_MS = 6000, ASIDE_MS = 3000, ASIDE_IDLE_MS = 15000, HIDDEN_MS = 10000, PROBE_MS = 3000;
-    const OTHERS_MS = 30000, SETTLED_MS = 4000, ANSWER_MS = 6000, GIVE_UP_MS = 60000, ASK_MS = 5000, TICK_MS = 500;
+    const OTHERS_MS = 30000, SETTLED_MS = 4000, ANSWER_MS = 6000, GIVE_UP_MS = 60000, TICK_MS = 500;
     const QUICK_MS = 60, STARTING_MS = 10000;
     const panels = {};
     let lost = false, probing = false, probed = 0, quick = null, rev = "", starts = 0;
@@ -256,35 +256,9 @@
         return found;
     }
 
-    function sure(button) { // asks for a second press where that is wanted
-        if (!button.dataset.ask) return true;
-        const what = JSON.stringify([button.dataset.do, button.dataset.set, button.dataset.askMore]);
-        if (button.lkAsked) {
-            const same = button.lkAskedFor === what; // the page may have changed: what was asked is no answer to this
-            button.lkAsked();
-            if (same) return true;
-        }
-        button.lkAskedFor = what;
-        const label = Array.from(button.childNodes), question = document.createElement("span"), more = document.createElement("span");
-        question.textContent = button.dataset.ask; // words of their own, so that they can be translated
-        more.textContent = button.dataset.askMore || "";
-        more.className = "notranslate";
-        button.replaceChildren(question, ...(more.textContent ? [" ", more] : []));
-        button.classList.add("lk-asked");
-        const back = () => {
-            clearTimeout(timer);
-            button.lkAsked = null;
-            button.classList.remove("lk-asked");
-            if (button.firstChild === question) button.replaceChildren(...label);
-        };
-        const timer = setTimeout(back, ASK_MS);
-        button.lkAsked = back;
-        return false;
-    }
-
     function pressed(event) {
         const button = event.target.closest && event.target.closest("[data-do], [data-set], [data-look], [data-close]");
-        if (!button || button.disabled || !sure(button)) return;
+        if (!button || button.disabled || !window.lorakitSure(button)) return;
         const name = panelOf(button);
         if (button.dataset.do) act(name, Object.assign({fields: entered(button)}, JSON.parse(button.dataset.do)));
         if (button.dataset.set) look(name, JSON.parse(button.dataset.set), true);

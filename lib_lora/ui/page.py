@@ -26,7 +26,7 @@ def build(generator: GenerateService, trainer: Trainer) -> Any:
     theme.set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500")
     looks = {"theme": theme, "css": page_style()}
     known = inspect.signature(gr.Blocks.__init__).parameters
-    with gr.Blocks(title=TITLE, **(looks if "css" in known else {})) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, **(looks if "css" in known else {})) as page:
         gr.Markdown(f"# {TITLE}")
         with gr.Tabs():
             with gr.Tab("Generate"):

@@ -72,7 +72,7 @@ class Stage:
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         looks = {"css": page_style(), "theme": theme}
         known = inspect.signature(gr.Blocks.__init__).parameters
-        with gr.Blocks(title="LoRA kit", **(looks if "css" in known else {})) as built:
+        with gr.Blocks(title="LoRA kit", analytics_enabled=False, **(looks if "css" in known else {})) as built:
             with gr.Tabs():
                 with gr.Tab("Generate"):
                     generate_tab.add(Generator())
