@@ -129,7 +129,7 @@ def _tag(tag: str, count: int, chosen: bool) -> str:
 
 
 def _absorbed(one: Absorbed) -> str:
-    button = press("Remove", "lorakit_absorb", json.dumps([one.tag], ensure_ascii=False), "", "lk-small")
+    button = press("Remove", "lorakit_absorb", json.dumps([one.tag], ensure_ascii=False), kind="lk-small")
     return f"<li>{button} {own(one.tag)} {number(f'{one.share:.0%}')}</li>"
 
 

@@ -30,15 +30,15 @@ def thumbnail(look: Look | None, name: str) -> str:
     )
 
 
-def press(label: str, target: str, value: str, title: str = "", more: str = "", described_by: str = "") -> str:
+def press(label: str, target: str, value: str, title: str = "", **more: str) -> str:
     """A button that sends `value` through the hidden textbox and button `target` (javascript/lorakit_captions.js).
 
-    `described_by`: the id of what tells it from others of the same label.
+    Keywords: `kind` (a class of its own), `described_by` (the id of what tells it from others of the same label).
     """
     said = f' title="{escape(title)}"' if title else ""
-    said += f' aria-describedby="{described_by}"' if described_by else ""
+    said += f' aria-describedby="{more["described_by"]}"' if "described_by" in more else ""
     does = f'data-lk-press="{target}" data-lk-value="{escape(value)}"'
-    return f'<button type="button" class="lk-button {more}" {does}{said}>{escape(label)}</button>'
+    return f'<button type="button" class="lk-button {more.get("kind", "")}" {does}{said}>{escape(label)}</button>'
 
 
 def shows(text: str, step: str, content: str, state: str = "") -> str:
@@ -142,7 +142,7 @@ def _card(picture: Picture, root: Path) -> str:
     inside = picture.path.relative_to(root).as_posix()
     label = f"lk-picture-{hashlib.sha1(inside.encode('utf-8', 'replace')).hexdigest()[:12]}"
     tells = "Puts the picture aside; it can be brought back."
-    away = press("Remove", "lorakit_remove", inside, tells, "lk-small", described_by=label)
+    away = press("Remove", "lorakit_remove", inside, tells, kind="lk-small", described_by=label)
     return (
         f'<li class="lk-picture">{thumbnail(picture.look, name)}'
         f'<div class="lk-name notranslate" id="{label}" title="{escape(name)}">{escape(name)}</div>'
