@@ -58,6 +58,7 @@
         for (const [field, value] of typed) {
             if (field.type === "radio") field.click();
             else if (field.type === "checkbox") field.checked = value;
+            else if (field.tagName === "SELECT") field.value = value; // its setter is not that of an <input>
             else enter(field, value);
             if (field.dataset.lkKey) take(field);
         }
@@ -166,6 +167,7 @@
         const field = event.target;
         if (field.dataset.lkLoad) return load(field);
         if (event.isTrusted && !restored() && field.closest("#lorakit_form, #lorakit_folder")) {
+            early.delete(field); // in the order of what was done last: of radios the last one counts
             early.set(field, field.type === "checkbox" ? field.checked : field.value);
         }
         if (!state) return;

@@ -99,8 +99,10 @@ class WebuiHost:
             return message
         for folder in (*self.network_folders(), self.data_folder()):
             for path in {folder.absolute(), folder.resolve()}:
-                for text in {str(path), repr(str(path))[1:-1]} if path.name else ():  # messages quote some of them
-                    message = message.replace(text + os.sep, "").replace(text, path.name)
+                plain = (str(path), os.sep)
+                quoted = tuple(repr(one)[1:-1] for one in plain)  # as messages and TOML have some of them
+                for text, separator in {plain, quoted} if path.name else ():
+                    message = message.replace(text + separator, "").replace(text, path.name)
         return message
 
     def notify(self, message: str) -> None:

@@ -18,15 +18,15 @@ from lib_lora.errors import BadDataset
 from lib_lora.files.tensors import atomic_file
 from lib_lora.train.caption_files import TEXT_ENDINGS
 from lib_lora.train.images import BROKEN, MASK_ENDING, SUFFIXES
+from lib_lora.train.upload_captions import is_text, save_caption
 
 REMOVED = ".removed"
 JOURNAL = "journal.json"
 TAKEN = ".taken"
-NO_PICTURE = "no picture of this name"
+TOO_MANY = "more than 200 files at once"
 MAX_FILES = 200  # at once
 MAX_IN_SET = 2000
 MAX_SETS = 500  # folders of uploads
-MAX_TEXT = 1 << 16  # bytes of a caption
 MAX_BYTES = 64 << 20  # of one file
 MAX_TOTAL = 2 << 30  # of one set
 MAX_PIXELS = 120_000_000
@@ -76,28 +76,37 @@ def save_uploads(files: Sequence[tuple[Path, str]], folder: Path) -> Saved:
     saved = Saved(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        there = [path for path in folder.iterdir() if path.is_file()]
-        count, total = len(there), sum(path.stat().st_size for path in there)
+        there = _sizes(folder)
+        count, total = len(there), sum(there.values())
         called = _stems(path for path in there if path.suffix.lower() in SUFFIXES)
-        pictures = [one for one in files if not _is_text(one[1])]
+        pictures, came = [one for one in files if not is_text(one[1])], dict[str, list[Path]]()
         for place, (path, name) in enumerate(pictures):
-            reason = "more than 200 files at once" if place >= MAX_FILES else _full(path, folder, count, total)
+            reason = TOO_MANY if place >= MAX_FILES else _full(path, folder, count, total)
             ending, reason = ("", reason) if reason else _kind(path)
             if reason:
                 saved.refused.append((name, reason))
                 continue
             saved.files.append(_copy(path, folder, safe_stem(name), ending))
             count, total = count + 1, total + path.stat().st_size
-            called.setdefault(safe_stem(name), []).append(saved.files[-1])
-        for path, name in [one for one in files if _is_text(one[1])][:MAX_FILES]:
-            _save_caption(path, name, called.get(safe_stem(name), []), saved)
+            for stems, stem in ((called, safe_stem(name)), (came, _stem(name))):
+                stems.setdefault(stem, []).append(saved.files[-1])
+        for place, (path, name) in enumerate(one for one in files if is_text(one[1])):
+            try:
+                if place >= MAX_FILES:
+                    raise BadDataset(TOO_MANY)
+                # the picture it came with goes before one of before, or one called nearly so
+                saved.captions += save_caption(path, came.get(_stem(name)) or called.get(safe_stem(name), []))
+            except BadDataset as refused:
+                saved.refused.append((name, str(refused)))
     except OSError as error:
         raise BadDataset(f"cannot save pictures in {str(folder)!r} ({error}); free some space") from error
     return saved
 
 
-def _is_text(name: str) -> bool:
-    return name.lower().endswith(TEXT_ENDINGS)
+def _stem(name: str) -> str:
+    """A given name without folders and ending."""
+    last = re.split(r"[\\/]", name)[-1]
+    return last.rpartition(".")[0] or last
 
 
 def _stems(pictures: Iterable[Path]) -> dict[str, list[Path]]:
@@ -107,34 +116,18 @@ def _stems(pictures: Iterable[Path]) -> dict[str, list[Path]]:
     return found
 
 
-def _save_caption(path: Path, name: str, pictures: Sequence[Path], saved: Saved) -> None:
-    """Put a caption beside every picture of its name that has none."""
-    bare = [one for one in pictures if not any(one.with_suffix(ending).exists() for ending in TEXT_ENDINGS)]
-    data, reason = _text(path) if bare else (b"", "its picture has a caption already" if pictures else NO_PICTURE)
-    if reason:
-        saved.refused.append((name, reason))
-        return
-    for picture in bare:
-        with suppress(FileExistsError), picture.with_suffix(TEXT_ENDINGS[0]).open("xb") as file:
-            file.write(data)
-            saved.captions += 1
-
-
-def _text(path: Path) -> tuple[bytes, str]:
-    """A caption's content; or why it is refused."""
-    if path.stat().st_size > MAX_TEXT:
-        return b"", "a caption larger than 64 KiB"
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return b"", "not in UTF-8; save the text anew in that encoding"
-    return (text.encode("utf-8"), "") if "\0" not in text else (b"", "not a text")
+def _sizes(folder: Path) -> dict[Path, int]:
+    """The files of a folder and their bytes, without what another upload takes away at this moment."""
+    found = {}
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            found.update({path: path.stat().st_size} if path.is_file() else {})
+    return found
 
 
 def safe_stem(name: str) -> str:
     """A file name without its ending, as letters (of any script), digits, - and _; never empty, no device's name."""
-    stem = re.split(r"[\\/]", name)[-1].rpartition(".")[0] or re.split(r"[\\/]", name)[-1]
-    words = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", stem)).strip("-_")[:80]
+    words = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", _stem(name))).strip("-_")[:80]
     words = words.removesuffix(MASK_ENDING)
     return words if words and words.lower() not in _RESERVED else f"picture-{words}".rstrip("-")
 

@@ -86,11 +86,18 @@ class Comparer:
 
     def _draw(self, grid: Grid, files: Mapping[str, Drawable]) -> str:
         """Draw every picture; what to tell in the end."""
-        cells = grid.cells()
+        cells, base = grid.cells(), ""
         for done, cell in enumerate(cells):
             if self._stop.is_set():
                 return f"Stopped after {done} of {len(cells)} pictures."
-            grid.add(cell, self._picture(grid, cell, files))
+            picture, now = self._picture(grid, cell, files), self._trainer.base().name
+            if base not in ("", now):
+                return (
+                    f"Stopped after {done} of {len(cells)} pictures: they are of the checkpoint {base!r}, and {now!r} "
+                    "was chosen meanwhile; choose the first one again, then compare anew."
+                )
+            base = now
+            grid.add(cell, picture)
             self._change(done=done + 1)
         return f"The comparison is ready; it is also kept as {grid.sheet.name!r} in the run's folder."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -164,7 +165,7 @@ def updates(values: Values, held: Sequence[Any] | None = None) -> list[Any]:
 
     found = [gr.update(value=value) for value in values]
     steps = values[6]
-    most = max(MOST_STEPS, int(steps)) if isinstance(steps, (int, float)) else MOST_STEPS
+    most = max(MOST_STEPS, int(steps)) if isinstance(steps, (int, float)) and math.isfinite(steps) else MOST_STEPS
     found[6] = gr.update(value=steps, maximum=most)
     if held is None:
         return found
@@ -201,17 +202,31 @@ class Events:
         """The form as it was last, or begun for this machine and base; and the name that was proposed for it."""
         import gradio as gr
 
-        remembered = FormMemory(self.page.trainer.home()).load()
+        remembered = self._remembered()
         if remembered is None:
             word = self.looker.suggestion("")
             top = [str(folder or ""), "", "", word, "", ""]
             begun = updates(self.page.anew(SUBJECT, [*top, 0, "{}"]))
             return [gr.update(), *begun[1:], "{}"]  # somebody may type a folder already
         values, proposed = remembered
-        values[7] = self.page.restored(values)
         if folder and not values[0]:
             values[0] = folder
         return [*updates(values), json.dumps({"proposed": proposed})]
+
+    def _remembered(self) -> tuple[Values, str] | None:
+        """What was remembered, complete; None if nothing was, or nothing that can be used."""
+        remembered = FormMemory(self.page.trainer.home()).load()
+        if remembered is None:
+            return None
+        values, proposed = remembered
+        try:
+            form = self.page.reading(values)
+            values[6] = self.page.begun(form)[0].training.steps if values[6] is None else values[6]
+            values[7] = self.page.restored(values)
+        except LoraError as error:  # else the page would ask for ever
+            log.warning("what was remembered of the form cannot be used (%s); it begins anew", error)
+            return None
+        return values, proposed
 
     def look(self, *values: Any) -> list[Any]:
         """What the form says of itself, as far as it is new to this browser; the form is remembered."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ class FormMemory:
         self.path = folder / FILE
 
     def load(self) -> tuple[list[Any], str] | None:
-        """The values and the name that was proposed, or None without any that can be used; that is told in the log."""
+        """The values and the name that was proposed, or None without any that can be used; that is told in the log.
+
+        The steps are None where they were no number.
+        """
         try:
             if self.path.stat().st_size > LARGEST:
                 raise ValueError("too large")
@@ -37,6 +41,7 @@ class FormMemory:
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             log.warning("%s is damaged (%s); the form begins anew", self.path, error)
             return None
+        values[6] = values[6] if _is_number(values[6]) else None  # emptied at that moment, to type another
         return list(values), proposed
 
     def save(self, values: Sequence[Any], proposed: str) -> None:
@@ -61,4 +66,8 @@ def _of_the_form(values: Any) -> bool:
         return False
     texts = [*values[:6], values[7]]
     labels = values[1] in KIND_LABELS.values() and values[2] in QUALITY_LABELS.values()
-    return all(isinstance(text, str) for text in texts) and labels and isinstance(values[6], (int, float))
+    return all(isinstance(text, str) for text in texts) and labels
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -141,6 +141,29 @@ def test_captions_come_with_their_pictures(tmp_path: Path) -> None:
     assert save_uploads([(text, "cat.txt")], tmp_path / "set").captions == 1
 
 
+def test_a_caption_goes_with_the_picture_that_came_with_it(tmp_path: Path) -> None:
+    """Not with one of before, nor with one whose name is only made safe as the same."""
+    put(tmp_path / "set", "1.png", 1)
+    given = []
+    for name in ("1", "a b", "a-b"):
+        text = tmp_path / f"of {name}"
+        text.write_text(f"of {name}")
+        given += [(put(tmp_path / "up", name, len(given), format="PNG"), f"{name}.png"), (text, f"{name}.txt")]
+    saved = save_uploads(given, tmp_path / "set")
+    found = {path.name: path.read_text() for path in (tmp_path / "set").glob("*.txt")}
+    assert found == {"1-2.txt": "of 1", "a-b.txt": "of a b", "a-b-2.txt": "of a-b"}
+    assert (saved.captions, saved.refused) == (3, [])
+
+
+def test_captions_beyond_the_most_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_set, "MAX_FILES", 1)
+    text, pictures = tmp_path / "t", [put(tmp_path / "set", f"{name}.png", 1) for name in "ab"]
+    text.write_text("a dog")
+    saved = save_uploads([(text, f"{path.stem}.txt") for path in pictures], tmp_path / "set")
+    assert saved.captions == 1 and [name for name, _ in saved.refused] == ["b.txt"]
+    assert "at once" in saved.refused[0][1]
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [(b"x" * 70000, "64 KiB"), (b"caf\xe9", "UTF-8"), (b"\x89PNG\0", "UTF-8"), (b"a\0b", "not a text")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,24 @@ def test_training_that_begins_meanwhile_is_told(tmp_path: Path) -> None:
     comparer.start("rex", shown, FILES)
     done = comparer.wait(20)
     assert "is being trained" in done.message and done.done == 2 and shown.sheet.is_file() and not done.active
+
+
+def test_another_checkpoint_that_is_chosen_meanwhile_ends_it(tmp_path: Path) -> None:
+    """Pictures of two base models tell nothing of the networks."""
+    trainer = FakeTrainer(tmp_path)
+    comparer, shown, before = Comparer(trainer), grid(tmp_path), trainer.facts
+    seen: list[str] = []
+
+    def hook(method: str) -> None:
+        seen.append(method)
+        if seen.count("draw") == 3:
+            trainer.facts = replace(before, name="another")
+
+    trainer.hook = hook
+    comparer.start("rex", shown, FILES)
+    done = comparer.wait(20)
+    assert done.done == 2 and not done.active and shown.sheet.is_file()
+    assert repr(before.name) in done.message and "another" in done.message and "choose" in done.message
 
 
 def test_a_disk_that_is_full_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,6 +258,17 @@ def test_what_was_typed_comes_back_after_a_restart(events: Events, trainer: Fake
     assert json.loads(again[STATE])["values"]["network.rank"] == "no number"
 
 
+@pytest.mark.parametrize("steps", [None, "", float("inf"), float("nan")])
+def test_steps_that_are_no_number_at_a_look_lose_nothing_of_the_form(events: Events, steps: Any) -> None:
+    """A look happens while somebody has emptied the field to type another number."""
+    values = changed(values_of(events.restore("")), network__rank="24")
+    usual, values[NAME], values[STEPS] = values[STEPS], "mine", steps
+    look(events, values)
+    again = values_of(events.restore(""))
+    assert again[NAME] == "mine" and again[STEPS] == usual
+    assert json.loads(again[STATE])["values"]["network.rank"] == "24"
+
+
 def test_nothing_is_remembered_before_it_was_restored(events: Events, trainer: FakeTrainer) -> None:
     values = begun(events.page)
     state = {**json.loads(values[STATE]), "restored": False}
@@ -322,6 +333,14 @@ def begun_with(events: Events, field: int, label: str) -> list[Any]:
     values = begun(events.page, network__rank="24")
     values[field] = label
     return values
+
+
+@pytest.mark.parametrize("state", ["", "xx", "[]"])
+def test_a_memory_whose_settings_cannot_be_read_begins_anew(events: Events, trainer: FakeTrainer, state: str) -> None:
+    """Else the page would ask for it for ever, and nothing could be trained."""
+    FormMemory(trainer.home()).save([*begun(events.page)[:STATE], state], "")
+    found = values_of(events.restore(""))
+    assert json.loads(found[STATE])["restored"] is True and found[STEPS] == 600
 
 
 def test_what_was_sent_is_remembered(events: Events, trainer: FakeTrainer) -> None:
