@@ -100,6 +100,7 @@ METHODS: Mapping[str, Method] = {
             "prior.prompt": "[filewords]",
         },
         CHECKPOINT,
+        longer=4,  # the class pictures pull back
     ),
     "textual inversion": Method(1e-2, {"method.name": "textual_inversion"}, EMBEDDING, longer=4),
     "pivotal tuning": Method(5e-3, {"method.name": "pivotal_tuning", "method.token_lr": 1e-2}),
