@@ -243,10 +243,9 @@ def test_choices_made_faster_than_they_are_answered(at: Person, monkeypatch: pyt
     at.until(lambda: state(at)["restored"], "the form to be there")
     chosen = FormPage.chosen
     monkeypatch.setattr(FormPage, "chosen", lambda page, values: time.sleep(1) or chosen(page, values))
-    first = at.one("#lorakit_kind input")
-    at.see(first)
-    first.send_keys(Keys.ARROW_RIGHT)
-    at.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT, Keys.TAB, "q")
+    choose(at, "kind", "A style")
+    choose(at, "kind", "A single picture")
+    at.one("#lorakit_word textarea, #lorakit_word input").send_keys(Keys.END, "q")
     typed = held(at, "word")
     assert typed.endswith("q")
     at.until(lambda: state(at)["asked"] == "single picture/good", "the form of the last choice")
