@@ -68,8 +68,7 @@ class Grid:
         if count > MOST:
             raise BadConfig(f"that would be {count} pictures, {MOST} are the most; choose fewer")
         home = run_folder / FOLDER
-        taken = [int(path.name) for path in home.glob("[0-9]*") if path.name.isdigit()]
-        name = f"{max(taken, default=0) + 1:03d}"
+        name = _next_folder(home)
         grid = cls(home / name, name, **facts)
         with atomic_file(grid.folder / FACTS) as out:
             written = {k: v for k, v in dataclasses.asdict(grid).items() if k not in ("folder", "name")}
@@ -138,6 +137,19 @@ class Grid:
     def sheet(self) -> Path:
         """All pictures with their headings as one; written by `write_sheet`."""
         return self.folder.with_suffix(".png")
+
+
+def _next_folder(home: Path) -> str:
+    """Make the folder of the next number, which nobody else then gets."""
+    home.mkdir(parents=True, exist_ok=True)
+    number = max((int(path.name) for path in home.glob("[0-9]*") if path.name.isdigit()), default=0)
+    while True:
+        number += 1
+        try:
+            (home / f"{number:03d}").mkdir()
+        except FileExistsError:  # made meanwhile
+            continue
+        return f"{number:03d}"
 
 
 def grids(run_folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from lib_lora.errors import BadConfig, LoraError
@@ -13,7 +14,7 @@ from lib_lora.train.drawable import Drawable, products_of, prompted, require_sai
 from lib_lora.train.jobs import Run
 from lib_lora.train.methods.base import CHECKPOINT
 from lib_lora.ui import html, html_after, looking, training_on
-from lib_lora.ui.comparing import Comparer
+from lib_lora.ui.comparing import BUSY, Comparer
 from lib_lora.ui.html_after import FINAL, Result
 from lib_lora.ui.live import Do, Panel, Request, act, text_of
 from lib_lora.ui.running import Running
@@ -136,14 +137,13 @@ class After:
         status = self.trainer.status()
         if status.state == "running":
             raise BadConfig(f"{status.name!r} is being trained; pause it or wait, then compare")
-        if self.comparer.now.active:
-            raise BadConfig("a comparison is being drawn; wait for it or stop it")
         labels = fields.get("labels")
         files = compare.files_of(found.drawable, [str(one) for one in labels] if isinstance(labels, list) else [])
         prompts = compare.read_prompts(text_of(fields, "prompts"))
         if found.called:
             require_said(prompts, found.called)
-        grid = compare.Grid.create(
+        create = partial(
+            compare.Grid.create,
             run.folder,
             labels=tuple(files),
             strengths=() if found.called else compare.read_strengths(text_of(fields, "strengths")),
@@ -154,12 +154,12 @@ class After:
             cfg=float(whole(fields, "cfg", 1, 50, exact=False)),
             negative=opened(run)[1].output.sample_negative,
         )
-        self.comparer.start(run.id, grid, files)
+        self.comparer.start(run.id, create, files)
         return ""  # what is shown of the drawing says it
 
     def keep(self, do: Do) -> str:
         """Make what was kept at a step the network."""
-        run = self._run(do)
+        run = self._run(do, changed=True)
         folder, job = opened(run)
         step = self._steps(run, [do.get("step")])[0]
         file = choose.keep(folder, job, step, run.step or job.training.steps)
@@ -168,7 +168,7 @@ class After:
 
     def delete(self, do: Do) -> str:
         """Delete what was kept at some steps, but never the chosen one."""
-        run = self._run(do)
+        run = self._run(do, changed=True)
         folder, job = opened(run)
         self._file(run)  # without one nothing is chosen, and these are not the others but all there is
         asked = do.get("steps")
@@ -214,12 +214,18 @@ class After:
         self.trainer.submit(more)
         return f"Training {more['output.name']!r} goes on from {file.name!r}."
 
-    def _run(self, do: Do) -> RunFacts:
-        """The ended run that a button names. Raises BadConfig if it is trained at this moment."""
+    def _run(self, do: Do, changed: bool = False) -> RunFacts:
+        """The ended run that a button names.
+
+        Raises BadConfig if it is trained at this moment, or compared while its files are to be `changed`.
+        """
         run = self.trainer.run(text_of(do, "run"))
         status = self.trainer.status()
         if status.state == "running" and status.id == run.id:
             raise BadConfig(f"{run.name!r} is being trained; wait for it, pause it or cancel it")
+        drawing = self.comparer.now
+        if changed and drawing.active and drawing.run == run.id:
+            raise BadConfig(BUSY)
         return run
 
     def _file(self, run: RunFacts, which: int = 0) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from lib_lora.train.drawable import Drawable
 from lib_lora.ui.trainer import Trainer
 
 log = logging.getLogger(__name__)
+BUSY = "a comparison is being drawn; wait for it or stop it"
 NEWS_S = 60.0  # seconds for which it is told that a comparison is ready
 
 
@@ -48,11 +49,12 @@ class Comparer:
             old = not self._now.active and time.monotonic() - self._ended > NEWS_S
             return replace(self._now, message="") if old and self._now.done == self._now.total else self._now
 
-    def start(self, run: str, grid: Grid, files: Mapping[str, Drawable]) -> None:
-        """Draw a grid of the run; `files` by the grid's labels. Raises BadConfig while another is drawn."""
+    def start(self, run: str, create: Callable[[], Grid], files: Mapping[str, Drawable]) -> None:
+        """Draw the grid that `create` makes of the run; `files` by its labels. Raises BadConfig while one is drawn."""
         with self._lock:
             if self._now.active:
-                raise BadConfig("a comparison is being drawn; wait for it or stop it")
+                raise BadConfig(BUSY)
+            grid = create()
             self._stop.clear()
             self._now = Drawing(run, grid.name, 0, len(grid.cells()), True)
             self._thread = threading.Thread(target=self._work, args=(grid, dict(files)), daemon=True)

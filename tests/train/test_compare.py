@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,18 @@ def test_grid_is_numbered_on_and_read_back(tmp_path: Path) -> None:
     assert Grid.open(tmp_path, "001") == first
     assert [(c.row, c.column, c.table) for c in first.cells()][:3] == [(0, 0, 0), (0, 0, 1), (0, 1, 0)]
     assert len({first.picture(cell) for cell in first.cells()}) == 12
+
+
+def test_those_made_at_one_moment_have_numbers_of_their_own(tmp_path: Path) -> None:
+    together = threading.Barrier(8)
+
+    def create(_: int) -> str:
+        together.wait(20)
+        return Grid.create(tmp_path, **FACTS).name
+
+    with ThreadPoolExecutor(8) as pool:
+        names = sorted(pool.map(create, range(8)))
+    assert names == [f"{number:03d}" for number in range(1, 9)]
 
 
 @pytest.mark.parametrize("name", ["", "..", "../001", "001/..", "7", "x"])

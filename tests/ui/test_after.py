@@ -131,6 +131,9 @@ def test_progress_is_shown_while_it_draws(part: After) -> None:
     found = part.answer(Request())
     assert 'data-lk-busy="after"' in found["drawing"] and "picture 0 of 8" in text(found["drawing"])
     assert "is being drawn" in do(part, "compare")
+    for name in ("keep", "delete"):
+        assert "is being drawn" in do(part, name, step=100, steps=[100])
+    assert len(list((part.trainer.run("rex").folder / "checkpoints").iterdir())) == 3
     assert "Stopping" in do(part, "stop")
     gate.set()
     assert part.comparer.wait(20).done == 1
