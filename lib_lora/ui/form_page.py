@@ -218,8 +218,9 @@ class FormPage:
         status = self.trainer.status()
         name = str(settings["output.name"])
         if id in status.waiting:
-            return html.message(f"{name!r} waits in the queue, as number {status.waiting.index(id) + 1}.")
-        return html.message(f"Training {name!r}.")
+            place = status.waiting.index(id) + 1
+            return html.of_job(id, f"{name!r} waits in the queue, as number {place}.", "begins")
+        return html.of_job(id, f"Training {name!r}.", "ends")
 
     # ---- parts
 

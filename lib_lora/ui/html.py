@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 from lib_lora.ui.spoken import spoken
 
 
@@ -19,3 +21,8 @@ def message(text: str, bad: bool = False) -> str:
     """A line of text for the user; empty for no text."""
     lines = "<br>".join(spoken(line) for line in text.splitlines())
     return f'<div class="lk-message{" lk-bad" if bad else ""}" role="alert">{lines}</div>' if text else ""
+
+
+def of_job(id: str, text: str, until: str) -> str:
+    """What is true until a job "begins" or "ends"; javascript then takes it back."""
+    return f'<div data-lk-job="{escape(id)}" data-lk-until="{until}">{message(text)}</div>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lib_lora.ui import html
 from lib_lora.ui.trainer import RunFacts
 from tests.browser.person import Person
 from tests.browser.stage import Stage
@@ -93,6 +95,26 @@ def test_what_was_told_goes_after_a_while_and_faults_stay(stage: Stage, at: Pers
     ask(at)
     at.reads("#lorakit_progress", "Paused")
     assert "something unknown" in at.text("#lorakit_told")
+
+
+@pytest.mark.parametrize("until", ["begins", "ends"])
+def test_what_the_train_button_said_goes_with_the_job(stage: Stage, at: Person, until: str) -> None:
+    place = "document.querySelector('#lorakit_running').insertAdjacentHTML('beforebegin', arguments[0])"
+    for id in ("tom-1", "kim-1"):
+        told = f'<div id="lorakit_message">{html.of_job(id, "Training.", until)}</div>'
+        script(at, f"document.querySelector('#lorakit_message')?.remove(); {place}", told)
+        ask(at)
+        time.sleep(2.5)  # more than one look at it
+        assert at.text("#lorakit_message") == "Training.", "gone while another job is in hand"
+        stage.trainer.now = replace(fake_trainer.running(3, 400), id=id, name=id)
+        ask(at)
+        at.reads("#lorakit_progress", id)
+        if until == "ends":
+            time.sleep(2.5)
+            assert at.text("#lorakit_message") == "Training.", "gone before the end"
+            stage.trainer.now = replace(stage.trainer.now, state="finished")
+            ask(at)
+        at.until(lambda: at.driver.find_element("id", "lorakit_message").text == "", "nothing told any more")
 
 
 def test_an_end_that_the_next_job_hides_is_told(stage: Stage, at: Person, run: RunFacts) -> None:
