@@ -15,6 +15,7 @@ from lib_lora.errors import BadConfig
 from lib_lora.keys import versions
 from lib_lora.keys.layer_key import TE1, TE2, UNET, LayerKey
 from lib_lora.keys.text_encoder import PROJECTION
+from lib_lora.models import diffusers_session
 from lib_lora.models.diffusers_text import text_root, towers_of
 from lib_lora.models.schedule import scaled_linear
 from lib_lora.models.text import TextReader, Vectors
@@ -165,6 +166,13 @@ class DiffusersModel:
             height, width = (PIXELS * side for side in noisy.shape[-2:])
             ids = torch.tensor([[height, width, 0, 0, height, width]]).expand(len(noisy), 6)
         return {"text_embeds": text.pooled.to(at.device, at.dtype), "time_ids": ids.to(at.device, torch.float32)}
+
+    def training_session(
+        self, gradient_checkpointing: bool = False, attention: str = "auto"
+    ) -> AbstractContextManager[str]:
+        """See `diffusers_session.training_session`."""
+        roots = self.roots().values()
+        return diffusers_session.training_session(self.unet, roots, gradient_checkpointing, attention)
 
     def alphas_cumprod(self) -> Tensor:
         """alpha_bar (1000,) float64."""

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lib_lora.models.attention import Attend, Trial, choose
-from lib_lora.models.precision import compute_dtype, device_of
-
-log = logging.getLogger(__name__)
+from lib_lora.models.attention_modules import computed_by, replaced_forwards
 
 CHECKPOINT_FLAGS = ("checkpoint", "use_checkpoint")
-ATTENTION = ("to_q", "to_k", "to_v", "to_out", "heads")  # what every CrossAttention of ldm and sgm has
 # What a layer of transformers' CLIP has, and a block of OpenCLIP's.
 TEXT_LAYERS = (("self_attn", "mlp", "layer_norm1"), ("attn", "mlp", "ln_1"))
 
@@ -37,7 +32,7 @@ def training_session(root: nn.Module, gradient_checkpointing: bool = False, atte
     replace_inference_tensors(root)
     modules = list(root.modules())
     with ExitStack() as stack:
-        name = stack.enter_context(_attention(modules, attention))
+        name = stack.enter_context(computed_by(modules, attention))
         stack.enter_context(_frozen(root))
         split = [module for module in modules if any(isinstance(vars(module).get(f), bool) for f in CHECKPOINT_FLAGS)]
         stack.enter_context(_without_flags(split))
@@ -72,21 +67,6 @@ def replace_inference_tensors(root: nn.Module) -> int:
 
 
 @contextmanager
-def replaced_forwards(forwards: dict[Any, Callable[..., Any]]) -> Iterator[None]:
-    """While open, calls of each module go to another function, through an attribute of the instance."""
-    before = {module: vars(module).get("forward") for module in forwards}
-    try:
-        for module, forward in forwards.items():
-            vars(module)["forward"] = forward
-        yield
-    finally:
-        for module, forward in before.items():
-            vars(module).pop("forward", None)
-            if forward is not None:  # somebody else's, which was there before
-                vars(module)["forward"] = forward
-
-
-@contextmanager
 def _frozen(root: nn.Module) -> Iterator[None]:
     grads = [(parameter, parameter.requires_grad) for parameter in root.parameters()]
     modes = [(module, module.training) for module in root.modules()]
@@ -114,29 +94,6 @@ def _without_flags(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for (own, flag), value in zip(found, values):
             own[flag] = value
-
-
-@contextmanager
-def _attention(modules: Iterable[nn.Module], name: str) -> Iterator[str]:
-    found: list[Any] = [module for module in modules if all(hasattr(module, part) for part in ATTENTION)]
-    trials = [
-        Trial(int(m.heads), m.to_q.weight.shape[0] // int(m.heads), compute_dtype(m), device_of(m)) for m in found
-    ]
-    known, attend = choose(name, trials)
-    log.info("training with attention: %s", known)
-    with replaced_forwards({module: partial(_attend, module, attend) for module in found}):
-        yield known
-
-
-def _attend(module: Any, attend: Attend, x: Tensor, context: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
-    """CrossAttention's forward; masks and the video models' extras are never given by the UNets trained here."""
-    context = x if context is None else context
-    q, k, v = (
-        projected.unflatten(-1, (module.heads, -1)).transpose(1, 2)
-        for projected in (module.to_q(x), module.to_k(context), module.to_v(context))
-    )
-    out: Tensor = module.to_out(attend(q, k, v).transpose(1, 2).flatten(2))
-    return out
 
 
 def _has_one_of(module: nn.Module, kinds: Iterable[tuple[str, ...]]) -> bool:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from typing import Any
 
-from torch import nn
-from torch.utils.checkpoint import checkpoint
-
+from lib_lora.errors import BadConfig
+from lib_lora.models.diffusers_session import checkpointed
 from lib_lora.ports import DiffusionModel
-
-# What one checkpoint spans in diffusers' UNet and in transformers' text encoders.
-BLOCK_CLASSES = ("BasicTransformerBlock", "ResnetBlock2D", "CLIPEncoderLayer")
 
 
 @contextmanager
 def frozen(model: DiffusionModel, *, checkpointing: bool, attention: str = "auto") -> Iterator[None]:
     """The base as training wants it: no gradients of its own, eval mode; everything is as before when the block ends.
 
-    A model that needs more (ldm's own checkpoint function starves hooked layers of gradients) brings a
-    `training_session(gradient_checkpointing, attention)`, which is entered too.
+    A model that can do more (choose how attention is computed; ldm's own checkpoint function starves hooked layers of
+    gradients) brings a `training_session(gradient_checkpointing, attention)`, which is entered too.
     """
     roots = list(model.roots().values())
     grads = [(p, p.requires_grad) for root in roots for p in root.parameters()]
@@ -39,21 +35,10 @@ def frozen(model: DiffusionModel, *, checkpointing: bool, attention: str = "auto
             parameter.requires_grad_(wanted)
 
 
-def _session(model: DiffusionModel, checkpointing: bool, attention: str) -> AbstractContextManager[None]:
+def _session(model: DiffusionModel, checkpointing: bool, attention: str) -> AbstractContextManager[Any]:
     own = getattr(model, "training_session", None)
     if own is not None:
         return own(gradient_checkpointing=checkpointing, attention=attention)
-    return _checkpointed(model.roots().values() if checkpointing else ())
-
-
-@contextmanager
-def _checkpointed(roots: Iterable[nn.Module]) -> Iterator[None]:
-    """Recompute each block of the roots in the backward pass, through an attribute of the instance."""
-    blocks = [module for root in roots for module in root.modules() if type(module).__name__ in BLOCK_CLASSES]
-    try:
-        for block in blocks:
-            block.__dict__["forward"] = partial(checkpoint, block.forward, use_reentrant=False)
-        yield
-    finally:
-        for block in blocks:
-            block.__dict__.pop("forward", None)
+    if attention not in ("auto", "sdpa"):
+        raise BadConfig(f"base.attention = {attention!r} is not for this model, which has its own: set it to auto")
+    return checkpointed(model.roots().values() if checkpointing else ())

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lib_lora.errors import BadConfig
 from lib_lora.keys.layer_key import UNET
 from lib_lora.ports import Conditioning, DiffusionModel, TextOptions
 from lib_lora.train import keyed
@@ -253,12 +252,6 @@ def _look_at(job: JobConfig, model: DiffusionModel, watch: Watch) -> None:
     refuse_misfits(job)
     for note in unused(job):
         watch.tell(note)
-    # diffusers' modules choose for themselves, torch's sdpa; only models with a session of their own can be told
-    if job.base.attention not in ("auto", "sdpa") and not hasattr(model, "training_session"):
-        raise BadConfig(
-            f"base.attention = {job.base.attention!r} can be had of the webui's loaded model only; "
-            "here attention is computed by torch's sdpa: set it to auto"
-        )
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lib_lora.errors import BadConfig
 from lib_lora.models import attention
-from lib_lora.models.ldm_session import replaced_forwards, training_session
+from lib_lora.models.attention_modules import replaced_forwards
+from lib_lora.models.ldm_session import training_session
 from tests.models import live
 
 pytest.importorskip("ldm")

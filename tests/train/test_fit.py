@@ -146,11 +146,6 @@ def test_a_base_whose_file_is_gone_is_told_before_the_first_step(
     )
 
 
-def test_a_way_of_attention_that_is_not_used_is_refused(make: Make, tiny_model: DiffusersModel, tmp_path: Path) -> None:
-    with pytest.raises(BadConfig, match=r"base.attention = 'xformers'.*set it to auto"):
-        prepare(make(base__attention="xformers"), tiny_model, tmp_path)
-
-
 def test_a_word_beyond_what_is_read_of_its_captions_is_refused(
     make: Make, tiny_model: DiffusersModel, tmp_path: Path
 ) -> None:
