@@ -32,13 +32,18 @@ class Ema:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """While open, the parameters have the averages' values; afterwards their own again, bit for bit."""
-        kept = {name: p.detach().clone() for name, p in self._parameters.items()}
-        self._fill(self._averages)
+        """While open, the parameters have the averages' values; afterwards their own again, bit for bit.
+
+        They change places: no copy is made of a model that fills the memory, but where parameters are narrower.
+        """
+        own = {name: p.data for name, p in self._parameters.items()}
         try:
+            for name, parameter in self._parameters.items():
+                parameter.data = self._averages[name].to(parameter.dtype)
             yield
         finally:
-            self._fill(kept)
+            for name, parameter in self._parameters.items():
+                parameter.data = own[name]
 
     def state(self) -> dict[str, Tensor]:
         """The averages by name: all that resuming needs. Not copies."""
@@ -55,11 +60,6 @@ class Ema:
             )
         for name, average in self._averages.items():
             average.copy_(state[name])
-
-    @torch.no_grad()
-    def _fill(self, values: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.copy_(values[name])
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -68,11 +68,14 @@ def test_swapped_and_back_bit_for_bit() -> None:
     ema.update(1)
     before = {name: p.detach().clone() for name, p in chosen.items()}
     averages = {name: average.clone() for name, average in ema.state().items()}
+    places = {name: p.data_ptr() for name, p in chosen.items()}
     with pytest.raises(RuntimeError, match="while sampling"), ema.swapped():
+        assert {p.data_ptr() for p in chosen.values()} == {a.data_ptr() for a in ema.state().values()}, "copies"
         assert all(torch.equal(p, averages[name]) for name, p in chosen.items())
         assert not torch.equal(chosen["a"], before["a"])
         raise RuntimeError("while sampling")
     assert all(torch.equal(p, before[name]) for name, p in chosen.items())
+    assert {name: p.data_ptr() for name, p in chosen.items()} == places
     assert all(torch.equal(average, averages[name]) for name, average in ema.state().items())
 
 
