@@ -2,7 +2,8 @@
 
 What is usual for a type is what its peers do: LoRA trains what kohya trains by default (192 layers of SD1's UNet, 722
 of SDXL's; 72, 138, and 72 + 192 of the text encoders), LoCon, LoHa and LoKr the blocks of convolutions too, and IA3
-the layers of LyCORIS' preset of that name.
+the layers of LyCORIS' preset of that name. Norms are those of the blocks, as LyCORIS has them: the webui's built-in
+Lora does not find the last norm of SD1's and SD2's UNet, nor of their text encoders, by its name in files.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ AREAS: Mapping[str, Callable[[str], bool]] = {
     "attention_conv": lambda path: TRANSFORMERS in path or any(mark in path for mark in CONVOLUTIONS),
     "all": lambda path: True,
 }
-AUTO = {"locon": "attention_conv", "loha": "attention_conv", "lokr": "attention_conv", "norm": "all"}
+AUTO = {"locon": "attention_conv", "loha": "attention_conv", "lokr": "attention_conv", "norm": "attention_conv"}
 IA3_ROWS = (".to_k", ".to_v", ".self_attn.k_proj", ".self_attn.v_proj")
 IA3_COLUMNS = (".ff.net.2", ".mlp.fc2")  # which LyCORIS' preset scales at their inputs
 SWITCHES = {UNET: "train_unet", TE1: "train_text_encoder", TE2: "train_text_encoder_2"}
@@ -119,6 +120,6 @@ def _usual(model: Patchable, key: LayerKey, kind: str, network: NetworkSection) 
     if kind == MATRIX and network.type == "ia3" and network.targets == "auto":
         return key.path.endswith(IA3_ROWS + IA3_COLUMNS)
     if key.part != UNET:
-        return kind == NORM or any(mark in key.path for mark in _TEXT)
+        return ".layers." in key.path if kind == NORM else any(mark in key.path for mark in _TEXT)
     area = AUTO.get(network.type, "attention") if network.targets == "auto" else network.targets
     return AREAS[area](key.path)
