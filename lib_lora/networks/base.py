@@ -149,6 +149,11 @@ class Layer(nn.Module, ABC):
         bias = self.bias_delta(torch.zeros(weight.shape[0], device=x.device, dtype=x.dtype)).to(x.dtype)
         return out + (bias.view(-1, *(1,) * (out.ndim - 2)) if channels_second else bias)
 
+    def onto(self, output: Tensor, x: Tensor, op: Op, weight: Tensor, strength: float = 1.0) -> Tensor:
+        """`output + strength * branch(x)`, in `output`'s shape and dtype; differentiable in all of them."""
+        change = self.branch(x, op, weight)
+        return output + (change if strength == 1 else change * strength).to(output.dtype)
+
     @property
     def scale(self) -> float:
         """alpha / rank."""

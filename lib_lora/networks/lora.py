@@ -111,10 +111,7 @@ class Lora(Layer):
         up, down = self.up.to(x.dtype), self.down.to(x.dtype)
         mid = self.mid.to(x.dtype) if self.mid is not None else None
         if op.kind == "linear":
-            hidden = F.linear(x, down.flatten(1)) * self.scale  # (..., in) -> (..., rank)
-            if mid is not None:
-                hidden = F.linear(hidden, mid.flatten(1))
-            return F.linear(self._dropped(hidden, -1), up.flatten(1))
+            return F.linear(self._hidden(x) * self.scale, up.flatten(1))
         if op.groups != 1:
             return op.apply(x, self.delta(weight).to(x.dtype))  # groups mix no channels, low-rank factors do
         # DyLoRA of LyCORIS before 3.0 writes `down` flat: (rank, in * kh * kw).
@@ -124,6 +121,22 @@ class Lora(Layer):
             x, spatial = F.conv2d(x, spatial), _as_conv(mid)
         hidden = F.conv2d(x, spatial, None, op.stride, op.padding, op.dilation)
         return F.conv2d(self._dropped(hidden * self.scale, 1), _as_conv(up))
+
+    def onto(self, output: Tensor, x: Tensor, op: Op, weight: Tensor, strength: float = 1.0) -> Tensor:
+        if op.kind != "linear" or x.dtype != output.dtype:
+            return super().onto(output, x, op, weight, strength)
+        # The product is summed onto the output where it is made: no pass over numbers of the output's size for the
+        # sum, none for the scale, and in half precision one rounding in place of two.
+        hidden, up = self._hidden(x), self.up.to(x.dtype).flatten(1)
+        rows, scale = hidden.reshape(-1, hidden.shape[-1]), self.scale * strength
+        return torch.addmm(output.reshape(-1, len(up)), rows, up.t(), alpha=scale).view(output.shape)
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., rank), some ranks dropped, without the scale."""
+        hidden = F.linear(x, self.down.to(x.dtype).flatten(1))
+        if self.mid is not None:
+            hidden = F.linear(hidden, self.mid.to(x.dtype).flatten(1))
+        return self._dropped(hidden, -1)
 
     def _dropped(self, hidden: Tensor, axis: int) -> Tensor:
         """Rank dropout as kohya has it: ranks of each sample by themselves, and the rest scaled up."""

@@ -92,6 +92,62 @@ def test_delta_equals_peft(name: str) -> None:
     assert worst < RELATIVE, f"{worst:.2e}"
 
 
+@pytest.mark.parametrize("strength", [1.0, -0.7])
+def test_onto_adds_the_branch(case: tuple[nn.Module, Tensor, bool], strength: float) -> None:
+    base, x, tucker = case
+    layer, op = random_layer(base, tucker=tucker), Op.of(base)
+    output, x = base(x).detach().requires_grad_(), x.requires_grad_()
+    weight: Any = base.weight
+    results = []
+    for out in (layer.onto(output, x, op, weight, strength), output + strength * layer.branch(x, op, weight)):
+        given = [output, x, *layer.parameters()]
+        results.append([out, *torch.autograd.grad(out.square().sum(), given)])
+    for mine, theirs in zip(*results):
+        assert mine.shape == theirs.shape and error(mine, theirs) < RELATIVE
+
+
+@pytest.mark.parametrize("shape", [(12,), (3, 12), (2, 3, 5, 12)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_onto_keeps_shape_and_dtype_of_the_output(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Also of a base in half precision on a CPU, whose branch is computed in float32."""
+    torch.manual_seed(0)
+    base = nn.Linear(12, 20)
+    layer, x = random_layer(base, tucker=False).float(), torch.randn(shape)
+    output = base(x).to(dtype)
+    out = layer.onto(output, x, Op(), base.weight, 0.5)
+    assert out.shape == output.shape and out.dtype == dtype
+    assert error(out, output + 0.5 * layer.branch(x, Op(), base.weight)) < (1e-6 if dtype == torch.float32 else 1e-3)
+
+
+def test_onto_rounds_a_half_output_once() -> None:
+    torch.manual_seed(0)
+    base = nn.Linear(64, 64).half()
+    layer, x = random_layer(base, tucker=False).half(), torch.randn(32, 64).half()
+    output = torch.randn(32, 64).half()
+    exact = output.double() + layer.double().branch(x.double(), Op(), base.weight.double())
+    layer.half()
+
+    def wrong(out: Tensor) -> float:
+        return float((out.double() - exact).abs().mean())
+
+    assert wrong(layer.onto(output, x, Op(), base.weight)) < wrong(output + layer.branch(x, Op(), base.weight))
+
+
+def test_onto_drops_ranks_as_branch_does() -> None:
+    base = nn.Linear(12, 20).double()
+    layer, x = random_layer(base, tucker=False, rank=8), torch.randn(3, 5, 12, dtype=torch.float64)
+    layer.rank_dropout = 0.5
+    found = []
+    for use in (
+        lambda: layer.onto(base(x), x, Op(), base.weight),
+        lambda: base(x) + layer.branch(x, Op(), base.weight),
+    ):
+        torch.manual_seed(7)
+        found.append(use())
+    whole = base(x) + layer.factors().scale * x @ layer.down.t() @ layer.up.t()  # type: ignore[union-attr]
+    assert error(*found) < RELATIVE < error(found[0], whole)
+
+
 def test_branch_equals_delta_with_groups() -> None:
     torch.manual_seed(7)
     base = nn.Conv2d(12, 20, 3, padding=1, groups=4).double()

@@ -127,6 +127,23 @@ def test_a_half_base_trains_float32_adapters(make_tiny: Callable[[int], Diffuser
     half_gradients(make_tiny(5).to(dtype=torch.bfloat16), checkpointing)
 
 
+@pytest.mark.parametrize(("dtype", "branch"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_lokr_is_in_the_weight_where_no_sum_rounds_it_away(
+    make_tiny: Callable[[int], DiffusersModel], dtype: torch.dtype, branch: bool
+) -> None:
+    model = make_tiny(5).to(dtype=dtype)
+    layers = new_layers(model, NetworkSection(type="lokr", rank=2, targets="cross_attention"), keyed.generator(0))
+    for layer in layers.values():
+        for name in layer.second & {name for name, _ in layer.named_parameters()}:
+            layer.get_parameter(name).data.normal_(std=1e-5, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        plain = run(model)
+        with attach(model, layers):
+            assert not torch.equal(run(model), plain), "rounded away"
+            hooks = [bool(model.modules_by_key()[key]._forward_pre_hooks) for key in layers]
+    assert hooks == [not branch] * len(layers)
+
+
 @pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 2),
     reason="this torch has no float16 convolution on the CPU",
