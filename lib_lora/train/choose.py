@@ -18,7 +18,7 @@ from lib_lora.files.tensors import atomic_file
 from lib_lora.train.config import JobConfig
 from lib_lora.train.drawable import Drawable, drawable, products_of, prompted
 from lib_lora.train.jobs import Run
-from lib_lora.train.methods.base import NETWORK
+from lib_lora.train.methods.base import EMBEDDING, NETWORK
 from lib_lora.train.methods.registry import method_of
 
 CHOICE = "choice.json"  # in the run's folder: which step is the network file now
@@ -74,8 +74,11 @@ def drawn_at(run: Run, job: JobConfig, step: int | None) -> Drawable | None:
 
 
 def tag_of(job: JobConfig) -> str:
-    """What a prompt says to use what the job makes; "" for a checkpoint alone."""
-    return products_of(job)[prompted(job)].tag()
+    """What a prompt says to use what the job makes, every word of several; "" for a checkpoint alone."""
+    found = products_of(job)
+    if found[0].place == EMBEDDING:
+        return " ".join(product.tag() for product in found)
+    return found[prompted(job)].tag()
 
 
 def is_network(job: JobConfig) -> bool:

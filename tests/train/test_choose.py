@@ -33,6 +33,16 @@ def test_saved_lists_what_is_there_by_step(tmp_path: Path) -> None:
     assert found[0].size == len(b"rex at 100") * 1000
 
 
+@pytest.mark.parametrize(
+    ("method", "tag"),
+    [("textual_inversion", "xulek zoruz"), ("pivotal_tuning", "<lora:toys:1>"), ("network", "<lora:toys:1>"),
+     ("dreambooth", ""), ("hypernetwork", "<hypernet:toys:1>")],
+)  # fmt: skip
+def test_a_tag_says_every_word_of_several(method: str, tag: str) -> None:
+    concepts = [{"folder": word, "trigger": word} for word in ("xulek", "zoruz")]
+    assert choose.tag_of(make_job({"method.name": method, "output.name": "toys", "concept": concepts})) == tag
+
+
 def test_keep_puts_the_step_in_place_and_the_end_aside(tmp_path: Path) -> None:
     run, job, network = opened(tmp_path)
     end, card = network.read_bytes(), network.with_suffix(".json").read_bytes()
