@@ -33,8 +33,6 @@
             if (shown && !shown.querySelector(".lk-bad")) take("told");
         }
     });
-    const OVER = ["finished", "failed", "cancelled"];
-
     function ofJobs() { // "Training rex." is no news once rex has been trained, nor that it waits once it does not
         const progress = window.lorakit && window.lorakit.root();
         const shown = document.querySelector("#lorakit_message [data-lk-job]");
@@ -42,7 +40,7 @@
         const {id, state} = progress.dataset, own = id === shown.dataset.lkJob;
         const ends = shown.dataset.lkUntil === "ends";
         if (own) shown.lkSeen = true; // before that, what is shown of the job in hand is of the one before
-        shown.hidden = ends ? (own ? OVER.includes(state) : !!shown.lkSeen) : own;
+        shown.hidden = ends ? (own ? state !== "running" : !!shown.lkSeen) : own;
     }
 
     setInterval(() => {

@@ -126,10 +126,12 @@ class Lora(Layer):
         if op.kind != "linear" or x.dtype != output.dtype:
             return super().onto(output, x, op, weight, strength)
         # The product is summed onto the output where it is made: no pass over numbers of the output's size for the
-        # sum, none for the scale, and in half precision one rounding in place of two.
-        hidden, up = self._hidden(x), self.up.to(x.dtype).flatten(1)
-        rows, scale = hidden.reshape(-1, hidden.shape[-1]), self.scale * strength
-        return torch.addmm(output.reshape(-1, len(up)), rows, up.t(), alpha=scale).view(output.shape)
+        # sum, and in half precision one rounding in place of two.
+        # The scale goes to the ranks, not into addmm: there it would meet the gradient of `up` only after the sum over
+        # all rows, which overflows float16 where alpha is far below the rank.
+        hidden, up = self._hidden(x) * (self.scale * strength), self.up.to(x.dtype).flatten(1)
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        return torch.addmm(output.reshape(-1, len(up)), rows, up.t()).view(output.shape)
 
     def _hidden(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., rank), some ranks dropped, without the scale."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib_lora.errors import BadConfig
+from lib_lora.errors import BadConfig, BadFile
 from lib_lora.files.tensors import atomic_file
 from lib_lora.train.drawable import Drawable
 
@@ -140,16 +140,27 @@ class Grid:
 
 
 def _next_folder(home: Path) -> str:
-    """Make the folder of the next number, which nobody else then gets."""
-    home.mkdir(parents=True, exist_ok=True)
-    number = max((int(path.name) for path in home.glob("[0-9]*") if path.name.isdigit()), default=0)
-    while True:
-        number += 1
-        try:
-            (home / f"{number:03d}").mkdir()
-        except FileExistsError:  # made meanwhile
-            continue
-        return f"{number:03d}"
+    """Make the folder of the next number, which nobody else then gets. Raises BadFile if it cannot be made."""
+    number = max((int(path.name) for path in home.glob("[0-9]*") if path.name.isdigit()), default=0) + 1
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        while not _made(home / f"{number:03d}"):
+            number += 1
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadFile(
+            f"cannot make a folder in {str(home)!r}: {reason}; free some space, or remove that file"
+        ) from error
+    return f"{number:03d}"
+
+
+def _made(folder: Path) -> bool:
+    """Make a folder; whether it was not there."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def grids(run_folder: Path) -> list[str]:

@@ -120,6 +120,7 @@ def _usual(model: Patchable, key: LayerKey, kind: str, network: NetworkSection) 
     if kind == MATRIX and network.type == "ia3" and network.targets == "auto":
         return key.path.endswith(IA3_ROWS + IA3_COLUMNS)
     if key.part != UNET:
-        return ".layers." in key.path if kind == NORM else any(mark in key.path for mark in _TEXT)
+        inner = ".layers." in key.path or network.targets == "all"
+        return inner if kind == NORM else any(mark in key.path for mark in _TEXT)
     area = AUTO.get(network.type, "attention") if network.targets == "auto" else network.targets
     return AREAS[area](key.path)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from lib_lora.train.caption_ops import fill
+from lib_lora.train.choose import tag_of
 from lib_lora.train.config import JobConfig
 from lib_lora.train.history import RunFacts
 from lib_lora.train.jobs import ENDINGS, QUEUED
-from lib_lora.train.methods.registry import method_of
 from lib_lora.train.queue import QueueState
 from lib_lora.train.story import Seen
 from lib_lora.ui.memory import memory
@@ -47,7 +47,7 @@ def standing(queue: QueueState, job: JobConfig, facts: RunFacts, seen: Seen) -> 
         samples=seen.samples,
         log=seen.log,
         result=facts.files[0] if facts.files else None,
-        tag=method_of(job.method.name).products(job, job.output.name)[0].tag(),
+        tag=tag_of(job),
         words=fill(job.data.template, job.data),
         **_common(queue),
     )

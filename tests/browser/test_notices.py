@@ -100,7 +100,7 @@ def test_what_was_told_goes_after_a_while_and_faults_stay(stage: Stage, at: Pers
 @pytest.mark.parametrize("until", ["begins", "ends"])
 def test_what_the_train_button_said_goes_with_the_job(stage: Stage, at: Person, until: str) -> None:
     place = "document.querySelector('#lorakit_running').insertAdjacentHTML('beforebegin', arguments[0])"
-    for id in ("tom-1", "kim-1"):
+    for id, state in (("tom-1", "paused"), ("kim-1", "finished")):
         told = f'<div id="lorakit_message">{html.of_job(id, "Training.", until)}</div>'
         script(at, f"document.querySelector('#lorakit_message')?.remove(); {place}", told)
         ask(at)
@@ -112,7 +112,7 @@ def test_what_the_train_button_said_goes_with_the_job(stage: Stage, at: Person, 
         if until == "ends":
             time.sleep(2.5)
             assert at.text("#lorakit_message") == "Training.", "gone before the end"
-            stage.trainer.now = replace(stage.trainer.now, state="finished")
+            stage.trainer.now = replace(stage.trainer.now, state=state)
             ask(at)
         at.until(lambda: at.driver.find_element("id", "lorakit_message").text == "", "nothing told any more")
 

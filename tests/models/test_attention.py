@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lib_lora.errors import BadConfig
 from lib_lora.models import attention
-from lib_lora.models.attention import KERNELS, Trial, choose, fault_of, plain, sdpa
+from lib_lora.models.attention import KERNELS, TOLERANCE, Trial, choose, fault_of, plain, sdpa, tolerance
 
 CPU = torch.device("cpu")
 SMALL = Trial(2, 8, torch.float32, CPU)
@@ -99,6 +99,20 @@ def test_a_kernel_for_some_head_sizes_only_is_not_taken(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "xformers.ops", None)
     assert choose("auto", [SMALL])[0] == "sdpa"
     assert choose("auto", [SMALL, Trial(2, 40, torch.float32, CPU)])[0] == "plain"
+
+
+def test_what_tf32_rounds_is_no_fault_of_a_kernel() -> None:
+    gpu = Trial(2, 8, torch.float32, torch.device("cuda"))
+    wide = Trial(2, 8, torch.float64, torch.device("cuda"))
+    flags = torch.backends.cuda.matmul
+    before = flags.allow_tf32
+    try:
+        flags.allow_tf32 = False
+        assert tolerance(gpu) == tolerance(SMALL) == 1e-3
+        flags.allow_tf32 = True
+        assert tolerance(gpu) == TOLERANCE[torch.float16] and tolerance(SMALL) == tolerance(wide) == 1e-3
+    finally:
+        flags.allow_tf32 = before
 
 
 def test_xformers_is_given_tokens_before_heads(monkeypatch: pytest.MonkeyPatch) -> None:

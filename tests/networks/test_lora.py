@@ -133,6 +133,17 @@ def test_onto_rounds_a_half_output_once() -> None:
     assert wrong(layer.onto(output, x, Op(), base.weight)) < wrong(output + layer.branch(x, Op(), base.weight))
 
 
+def test_gradients_through_a_small_scale_do_not_overflow_halves() -> None:
+    """kohya's default: alpha 1 at rank 128."""
+    generator = torch.Generator().manual_seed(0)
+    base = nn.Linear(32, 32).half()
+    layer = random_layer(base, tucker=False, rank=128, alpha=1.0).half()
+    x = torch.randn(4096, 1, generator=generator).abs().expand(-1, 32).half()
+    out = layer.onto(base(x).detach(), x, Op(), base.weight)
+    (gradient,) = torch.autograd.grad(out, layer.up, torch.full_like(out, 32.0))
+    assert gradient.isfinite().all() and gradient.abs().max() > 100
+
+
 def test_onto_drops_ranks_as_branch_does() -> None:
     base = nn.Linear(12, 20).double()
     layer, x = random_layer(base, tucker=False, rank=8), torch.randn(3, 5, 12, dtype=torch.float64)

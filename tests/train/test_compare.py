@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lib_lora.errors import BadConfig
+from lib_lora.errors import BadConfig, BadFile
 from lib_lora.prompt import extract
 from lib_lora.train.compare import (
     Grid,
@@ -48,6 +48,20 @@ def test_those_made_at_one_moment_have_numbers_of_their_own(tmp_path: Path) -> N
     with ThreadPoolExecutor(8) as pool:
         names = sorted(pool.map(create, range(8)))
     assert names == [f"{number:03d}" for number in range(1, 9)]
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "compare").write_text("")
+    with pytest.raises(BadFile, match="cannot make a folder in .*compare"):
+        Grid.create(tmp_path / "file", **FACTS)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(BadFile, match="No space left"):
+        Grid.create(tmp_path, **FACTS)
 
 
 @pytest.mark.parametrize("name", ["", "..", "../001", "001/..", "7", "x"])

@@ -14,8 +14,10 @@ from lib_lora.keys.layer_key import TE1, TE2, UNET, LayerKey
 from lib_lora.keys.unet import conv_targets
 from lib_lora.models.any_module import ModuleModel
 from lib_lora.models.ldm_layers import LdmLayers
+from lib_lora.train.config import make_job
+from lib_lora.train.methods.dreambooth import DreamBooth
 from lib_lora.train.sections import NetworkSection
-from lib_lora.train.targets import target_keys
+from lib_lora.train.targets import NORM, kind_of, target_keys
 from tests.models import live
 from tests.train.zoo import zoo
 
@@ -79,10 +81,19 @@ def test_ia3_and_norms(models: dict[str, LdmLayers], version: str) -> None:
     transformers, resnets = {"sd1": (16, 22), "sd2": (16, 22), "sdxl": (11, 17)}[version]
     assert norms[UNET] == 3 * BLOCKS[version] + transformers + 2 * resnets
     assert norms[TE1] == {"sd1": 24, "sd2": 46, "sdxl": 24}[version]
-    assert counts(model, type="norm", targets="all") == {UNET: norms[UNET] + 1}
+    every = counts(model, type="norm", targets="all", **TEXT[version])
+    assert every == {part: count + 1 for part, count in norms.items()}
     both = counts(model, train_norms=True, **TEXT[version])
     assert both[UNET] == KOHYA[version][UNET] + 3 * BLOCKS[version] + transformers
     assert both[TE1] == KOHYA[version][TE1] + norms[TE1]
+
+
+@pytest.mark.parametrize("version", KOHYA)
+def test_dreambooth_trains_every_norm(models: dict[str, LdmLayers], version: str) -> None:
+    model, text = models[version], {f"network.{name}": True for name in TEXT[version]}
+    job = make_job({"method.name": "dreambooth", "training.freeze_norms": False, **text})
+    norms = {key for key, slot in model.slots().items() if kind_of(model, key, slot) == NORM}
+    assert len(norms) > 100 and norms <= set(target_keys(model, DreamBooth().section(job)))
 
 
 @pytest.mark.parametrize("version", KOHYA)
