@@ -76,8 +76,9 @@ class Trained:
     result: Result
 
     def file(self, kind: str) -> Path:
-        (found,) = Path(str(self.job.get(f"output.{kind}_folder"))).iterdir()
-        return found
+        found = Path(str(self.job.get(f"output.{kind}_folder"))).iterdir()
+        (file,) = (path for path in found if path.suffix != ".yaml")  # a checkpoint's, which lies beside it
+        return file
 
 
 Make = Callable[..., Trained]
@@ -121,7 +122,7 @@ def put(server: Any, path: Path, kind: str) -> Path:
     target = server.data / PLACES[kind] / path.name
     shutil.copyfile(path, target)
     if kind == "checkpoint":
-        shutil.copyfile(target.with_name(f"{place.NAME}.yaml"), target.with_suffix(".yaml"))
+        shutil.copyfile(path.with_suffix(".yaml"), target.with_suffix(".yaml"))
         server.post("/sdapi/v1/refresh-checkpoints", {})
     elif kind == "embedding":
         server.post("/sdapi/v1/refresh-embeddings", {})
