@@ -122,7 +122,8 @@ def put(server: Any, path: Path, kind: str) -> Path:
     target = server.data / PLACES[kind] / path.name
     shutil.copyfile(path, target)
     if kind == "checkpoint":
-        shutil.copyfile(path.with_suffix(".yaml"), target.with_suffix(".yaml"))
+        # not the run's own .yaml: the server's names the small text encoder's folder
+        shutil.copyfile(target.with_name(f"{place.NAME}.yaml"), target.with_suffix(".yaml"))
         server.post("/sdapi/v1/refresh-checkpoints", {})
     elif kind == "embedding":
         server.post("/sdapi/v1/refresh-embeddings", {})
