@@ -42,7 +42,7 @@ CASES: dict[str, Case] = {
     "ia3": Case(TEXT, (80, 36), {"algo": "ia3"}),
     "glora": Case(TEXT, (192, 72), {"algo": "glora"}),
     "full": Case(TEXT, (192, 72), {"algo": "full"}),
-    "norm": Case(TEXT, (109, 25), {"algo": "norm"}),
+    "norm": Case(TEXT, (108, 24), {"algo": "norm"}),
     "dylora": Case({**TEXT, "network.unit": 2}, (192, 72), {"unit": 2}),
     "oft": Case(TEXT, (192, 72), {"algo": "oft"}),
     "oft constrained": Case(
@@ -57,7 +57,7 @@ CASES: dict[str, Case] = {
     "locon tucker": Case({"network.tucker": True}, (CONV, 0), {"use_tucker": True}),
     "loha tucker": Case({"network.tucker": True}, (CONV, 0), {"algo": "loha", "use_tucker": True}),
     "full bias": Case({**CROSS, "network.train_bias": True}, (64, 0), {"algo": "full"}),
-    "lora norms": Case({**TEXT, "network.train_norms": True}, (192 + 64, 72 + 25), {"train_norm": True}),
+    "lora norms": Case({**TEXT, "network.train_norms": True}, (192 + 64, 72 + 24), {"train_norm": True}),
 }
 
 
